@@ -1,0 +1,145 @@
+package envelope
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+)
+
+// Maxima of the sealed meta.
+const (
+	MaxSubject     = 4096     // bytes of a subject
+	MaxAffix       = 255      // bytes in which origin and sealed subject may differ in front, each
+	MaxHeaders     = 64       // headers
+	MaxHeaderBytes = 32 << 10 // bytes of all headers with their length fields
+	MaxPadTo       = 4096     // largest padding multiple
+
+	metaVersion   = 1
+	metaFixedSize = 1 + 16 + 8 + 8 + 8 + 8 + 8 + 2 + 1 + 1 + 2 // without subject, add, headers, padding
+)
+
+// NotKept in PreviousOnSubject says that the route keeps no per-subject link.
+const NotKept = ^uint64(0)
+
+// ChainID scopes order evidence: 16 random bytes per (route, partition, source
+// incarnation) or per sealing application.
+type ChainID [16]byte
+
+// String returns 32 lower-case hexadecimal digits.
+func (c ChainID) String() string { return hex.EncodeToString(c[:]) }
+
+// ParseChainID parses what String returns; anything else is [ErrInvalid].
+func ParseChainID(s string) (ChainID, error) {
+	var c ChainID
+	if len(s) != 2*len(c) {
+		return ChainID{}, fmt.Errorf("%w: chain ID of %d characters, want %d", ErrInvalid, len(s), 2*len(c))
+	}
+	if _, err := hex.Decode(c[:], []byte(s)); err != nil || c.String() != s {
+		return ChainID{}, fmt.Errorf("%w: chain ID %q is not lower-case hexadecimal", ErrInvalid, s)
+	}
+	return c, nil
+}
+
+// Header is one application header of a message.
+type Header struct{ Name, Value string }
+
+// Meta is what is sealed in front of the payload, because order, origin and
+// header names are sensitive too.
+//
+//	1   meta version = 1
+//	16  chain ID
+//	8   source sequence
+//	8   previous
+//	8   previous on this subject
+//	8   gap
+//	8   publish time
+//	2   sealed subject length, sealed subject
+//	1   strip, 1 add, bytes    origin subject = add + sealed subject[strip:]
+//	2   header count, then each: 2 name length, name, 4 value length, value
+//	2   padding length, zeros
+type Meta struct {
+	Chain             ChainID
+	Sequence          uint64 // source sequence; in direct sealing the chain's own counter, from 1
+	Previous          uint64 // Sequence of the message before this one on the chain; 0: first
+	PreviousOnSubject uint64 // likewise on this subject; NotKept where the route does not keep it
+	Gap               uint64 // source messages lost to limits before this one; 0 normally
+	Published         int64  // unix nanoseconds, as the source stream recorded it
+	SealedSubject     string // subject the envelope is published to; not empty
+	OriginSubject     string // subject the application published to; not empty
+	// Headers in canonical order: by Name in byte order, equal names in their
+	// original order. See SortHeaders.
+	Headers []Header
+	// Layered says that the payload is itself an envelope (FlagLayered).
+	Layered bool
+}
+
+// affix splits origin and sealed subject at their longest common suffix:
+// origin = add + sealed[strip:].
+func affix(origin, sealed string) (strip int, add string) {
+	n := 0
+	for n < len(origin) && n < len(sealed) && origin[len(origin)-1-n] == sealed[len(sealed)-1-n] {
+		n++
+	}
+	return len(sealed) - n, origin[:len(origin)-n]
+}
+
+// size returns the encoded size of m without padding bytes, or [ErrInvalid].
+func (m *Meta) size() (int, error) {
+	if m.SealedSubject == "" || len(m.SealedSubject) > MaxSubject {
+		return 0, fmt.Errorf("%w: sealed subject of %d bytes, want 1 to %d", ErrInvalid, len(m.SealedSubject), MaxSubject)
+	}
+	if m.OriginSubject == "" || len(m.OriginSubject) > MaxSubject {
+		return 0, fmt.Errorf("%w: origin subject of %d bytes, want 1 to %d", ErrInvalid, len(m.OriginSubject), MaxSubject)
+	}
+	strip, add := affix(m.OriginSubject, m.SealedSubject)
+	if strip > MaxAffix || len(add) > MaxAffix {
+		return 0, fmt.Errorf("%w: sealed and origin subject differ in more than %d bytes", ErrInvalid, MaxAffix)
+	}
+	if len(m.Headers) > MaxHeaders {
+		return 0, fmt.Errorf("%w: %d headers, at most %d", ErrInvalid, len(m.Headers), MaxHeaders)
+	}
+	hs := 0
+	for i := range m.Headers {
+		h := &m.Headers[i]
+		if h.Name == "" || len(h.Name) > MaxHeaderBytes || len(h.Value) > MaxHeaderBytes {
+			return 0, fmt.Errorf("%w: header %d has an empty name or exceeds %d bytes", ErrInvalid, i, MaxHeaderBytes)
+		}
+		if i > 0 && m.Headers[i-1].Name > h.Name {
+			return 0, fmt.Errorf("%w: header %d is out of order", ErrInvalid, i)
+		}
+		hs += 6 + len(h.Name) + len(h.Value)
+	}
+	if hs > MaxHeaderBytes {
+		return 0, fmt.Errorf("%w: headers of %d bytes, at most %d", ErrInvalid, hs, MaxHeaderBytes)
+	}
+	return metaFixedSize + len(m.SealedSubject) + len(add) + hs + 2, nil
+}
+
+// append writes m, which size has accepted, with pad zero bytes.
+func (m *Meta) append(dst []byte, pad int) []byte {
+	be := binary.BigEndian
+	dst = append(dst, metaVersion)
+	dst = append(dst, m.Chain[:]...)
+	dst = be.AppendUint64(dst, m.Sequence)
+	dst = be.AppendUint64(dst, m.Previous)
+	dst = be.AppendUint64(dst, m.PreviousOnSubject)
+	dst = be.AppendUint64(dst, m.Gap)
+	dst = be.AppendUint64(dst, uint64(m.Published))
+	dst = be.AppendUint16(dst, uint16(len(m.SealedSubject)))
+	dst = append(dst, m.SealedSubject...)
+	strip, add := affix(m.OriginSubject, m.SealedSubject)
+	dst = append(dst, byte(strip), byte(len(add)))
+	dst = append(dst, add...)
+	dst = be.AppendUint16(dst, uint16(len(m.Headers)))
+	for i := range m.Headers {
+		h := &m.Headers[i]
+		dst = be.AppendUint16(dst, uint16(len(h.Name)))
+		dst = append(dst, h.Name...)
+		dst = be.AppendUint32(dst, uint32(len(h.Value)))
+		dst = append(dst, h.Value...)
+	}
+	dst = be.AppendUint16(dst, uint16(pad))
+	return append(dst, zeros[:pad]...)
+}
+
+var zeros [MaxPadTo]byte
