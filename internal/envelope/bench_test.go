@@ -5,7 +5,9 @@ import (
 	"crypto/cipher"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/keyweir/keyweir/internal/envelope"
 )
@@ -80,8 +82,30 @@ func BenchmarkOpen(b *testing.B) {
 	}
 }
 
-// BenchmarkFloor is bare AES-256-GCM with a counter nonce over the bytes that
-// Seal encrypts (meta and payload), into own buffers.
+// newFloor returns one bare AES-256-GCM seal with a counter nonce over as many
+// bytes as sealed holds of meta and payload, into own buffers.
+func newFloor(tb testing.TB, sealed []byte) func() {
+	tb.Helper()
+	block, err := aes.NewCipher([]byte("0123456789abcdef0123456789abcdef"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		tb.Skipf("no floor to compare with, counter nonces are refused here: %v", err)
+	}
+	plain := make([]byte, len(sealed)-envelope.HeaderSize-envelope.NonceSize-envelope.TagSize)
+	dst := make([]byte, 0, len(plain)+envelope.TagSize)
+	nonce := make([]byte, envelope.NonceSize)
+	var counter uint64
+	return func() {
+		binary.BigEndian.PutUint64(nonce[4:], counter)
+		counter++
+		aead.Seal(dst, nonce, plain, nil)
+	}
+}
+
+// BenchmarkFloor is bare AES-256-GCM over the bytes that BenchmarkSeal encrypts.
 func BenchmarkFloor(b *testing.B) {
 	for _, n := range benchSizes {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -91,25 +115,62 @@ func BenchmarkFloor(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			block, err := aes.NewCipher([]byte("0123456789abcdef0123456789abcdef"))
-			if err != nil {
-				b.Fatal(err)
-			}
-			aead, err := cipher.NewGCM(block)
-			if err != nil {
-				b.Fatal(err)
-			}
-			plain := make([]byte, len(sealed)-envelope.HeaderSize-envelope.NonceSize-envelope.TagSize)
-			dst := make([]byte, 0, len(plain)+16)
-			nonce := make([]byte, 12)
-			var ctr uint64
+			floor := newFloor(b, sealed)
 			b.SetBytes(int64(n))
 			b.ReportAllocs()
 			for b.Loop() {
-				binary.BigEndian.PutUint64(nonce[4:], ctr)
-				ctr++
-				aead.Seal(dst, nonce, plain, nil)
+				floor()
 			}
+		})
+	}
+}
+
+// BenchmarkRatio times batches of Seal, Open and the floor in turn and reports
+// the ratios of their medians, which a busy machine disturbs least.
+func BenchmarkRatio(b *testing.B) {
+	const batch = 32
+	for _, n := range benchSizes {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s, r := benchSession(b)
+			m, payload := benchMeta, make([]byte, n)
+			sealed, err := s.Seal(nil, &m, payload)
+			if err != nil {
+				b.Fatal(err)
+			}
+			floor := newFloor(b, sealed)
+			buf, out := make([]byte, 0, n+1024), make([]byte, 0, n+1024)
+			ops := [3]func(){
+				floor,
+				func() { _, err = s.Seal(buf, &m, payload) },
+				func() {
+					var e envelope.Envelope
+					if e, err = envelope.Parse(sealed); err == nil {
+						_, err = r.Open(out, &e)
+					}
+				},
+			}
+			var times [len(ops)][]time.Duration
+			for b.Loop() {
+				for i, op := range ops {
+					start := time.Now()
+					for range batch {
+						op()
+					}
+					times[i] = append(times[i], time.Since(start))
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			var median [len(ops)]float64
+			for i := range times {
+				slices.Sort(times[i])
+				median[i] = float64(times[i][len(times[i])/2]) / batch
+			}
+			b.ReportMetric(0, "ns/op") // of all three together: says nothing
+			b.ReportMetric(median[0], "floor-ns")
+			b.ReportMetric(median[1]/median[0], "seal/floor")
+			b.ReportMetric(median[2]/median[0], "open/floor")
 		})
 	}
 }

@@ -18,8 +18,13 @@ const (
 	NonceSize  = 12
 	TagSize    = 16
 
-	// MinSize is the shortest envelope: no record, empty payload, shortest meta.
-	MinSize = HeaderSize + NonceSize + metaFixedSize + 2 + TagSize
+	// MinSize is the shortest envelope: no record, empty payload, a meta with a
+	// sealed subject of one byte that is the origin subject as well.
+	MinSize = HeaderSize + NonceSize + metaFixedSize + 1 + TagSize
+
+	// MaxSize is the longest envelope. It keeps every length far from the limits
+	// of AES-GCM and of int; what NATS accepts is far shorter.
+	MaxSize = 1 << 30
 
 	MaxRecordSize = 4096
 	aadSize       = 6 // bytes 0..5 of the header, bit0 of the flags cleared
@@ -125,6 +130,9 @@ func Parse(b []byte) (Envelope, error) {
 	if len(b) < MinSize {
 		return Envelope{}, fmt.Errorf("%w: %d bytes, the shortest envelope has %d", ErrMalformed, len(b), MinSize)
 	}
+	if len(b) > MaxSize {
+		return Envelope{}, fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(b), MaxSize)
+	}
 	e := Envelope{Suite: Suite(b[3]), Flags: Flags(b[4]), KeyID: KeyID(b[8:40]), Salt: Salt(b[40:56])}
 	if e.Flags&^knownFlags != 0 {
 		return Envelope{}, fmt.Errorf("%w: unknown flags %#02x", ErrMalformed, b[4])
@@ -152,17 +160,13 @@ func Parse(b []byte) (Envelope, error) {
 // Append writes the envelope in its wire form: Parse then Append gives the
 // identical bytes.
 func (e *Envelope) Append(dst []byte) []byte {
-	dst = appendHeader(dst, e.Suite, e.Flags, len(e.Record), &e.KeyID, &e.Salt)
+	dst = append(dst, magic...)
+	dst = append(dst, Version, byte(e.Suite), byte(e.Flags), 0)
+	dst = binary.BigEndian.AppendUint16(dst, uint16(len(e.Record)))
+	dst = append(dst, e.KeyID[:]...)
+	dst = append(dst, e.Salt[:]...)
 	dst = append(dst, e.Record...)
 	return append(dst, e.Sealed...)
-}
-
-func appendHeader(dst []byte, s Suite, f Flags, record int, id *KeyID, salt *Salt) []byte {
-	dst = append(dst, magic...)
-	dst = append(dst, Version, byte(s), byte(f), 0)
-	dst = binary.BigEndian.AppendUint16(dst, uint16(record))
-	dst = append(dst, id[:]...)
-	return append(dst, salt[:]...)
 }
 
 // aads holds the additional authenticated data for every combination of flags,

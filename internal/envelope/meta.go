@@ -15,7 +15,7 @@ const (
 	MaxPadTo       = 4096     // largest padding multiple
 
 	metaVersion   = 1
-	metaFixedSize = 1 + 16 + 8 + 8 + 8 + 8 + 8 + 2 + 1 + 1 + 2 // without subject, add, headers, padding
+	metaFixedSize = 1 + 16 + 8 + 8 + 8 + 8 + 8 + 2 + 1 + 1 + 2 + 2 // without subject, add, headers and padding bytes
 )
 
 // NotKept in PreviousOnSubject says that the route keeps no per-subject link.
@@ -73,73 +73,95 @@ type Meta struct {
 	Layered bool
 }
 
+// layout is what measuring a meta finds out and writing it needs again.
+type layout struct {
+	strip, add int // lengths: origin = origin[:add] + sealed[strip:]
+	size       int // encoded, without padding bytes
+}
+
 // affix splits origin and sealed subject at their longest common suffix:
-// origin = add + sealed[strip:].
-func affix(origin, sealed string) (strip int, add string) {
+// origin = origin[:add] + sealed[strip:].
+func affix(origin, sealed string) (strip, add int) {
+	if d := len(sealed) - len(origin); d >= 0 && sealed[d:] == origin { // the usual route: a prefix in front
+		return d, 0
+	}
 	n := 0
 	for n < len(origin) && n < len(sealed) && origin[len(origin)-1-n] == sealed[len(sealed)-1-n] {
 		n++
 	}
-	return len(sealed) - n, origin[:len(origin)-n]
+	return len(sealed) - n, len(origin) - n
 }
 
-// size returns the encoded size of m without padding bytes, or [ErrInvalid].
-func (m *Meta) size() (int, error) {
+// measure checks m against every maximum and lays it out, or answers [ErrInvalid].
+func (m *Meta) measure() (layout, error) {
 	if m.SealedSubject == "" || len(m.SealedSubject) > MaxSubject {
-		return 0, fmt.Errorf("%w: sealed subject of %d bytes, want 1 to %d", ErrInvalid, len(m.SealedSubject), MaxSubject)
+		return layout{}, fmt.Errorf("%w: sealed subject of %d bytes, want 1 to %d", ErrInvalid, len(m.SealedSubject), MaxSubject)
 	}
 	if m.OriginSubject == "" || len(m.OriginSubject) > MaxSubject {
-		return 0, fmt.Errorf("%w: origin subject of %d bytes, want 1 to %d", ErrInvalid, len(m.OriginSubject), MaxSubject)
+		return layout{}, fmt.Errorf("%w: origin subject of %d bytes, want 1 to %d", ErrInvalid, len(m.OriginSubject), MaxSubject)
 	}
-	strip, add := affix(m.OriginSubject, m.SealedSubject)
-	if strip > MaxAffix || len(add) > MaxAffix {
-		return 0, fmt.Errorf("%w: sealed and origin subject differ in more than %d bytes", ErrInvalid, MaxAffix)
+	var l layout
+	l.strip, l.add = affix(m.OriginSubject, m.SealedSubject)
+	if l.strip > MaxAffix || l.add > MaxAffix {
+		return layout{}, fmt.Errorf("%w: sealed and origin subject differ in more than %d bytes", ErrInvalid, MaxAffix)
 	}
 	if len(m.Headers) > MaxHeaders {
-		return 0, fmt.Errorf("%w: %d headers, at most %d", ErrInvalid, len(m.Headers), MaxHeaders)
+		return layout{}, fmt.Errorf("%w: %d headers, at most %d", ErrInvalid, len(m.Headers), MaxHeaders)
 	}
 	hs := 0
 	for i := range m.Headers {
 		h := &m.Headers[i]
 		if h.Name == "" || len(h.Name) > MaxHeaderBytes || len(h.Value) > MaxHeaderBytes {
-			return 0, fmt.Errorf("%w: header %d has an empty name or exceeds %d bytes", ErrInvalid, i, MaxHeaderBytes)
+			return layout{}, fmt.Errorf("%w: header %d has an empty name or exceeds %d bytes", ErrInvalid, i, MaxHeaderBytes)
 		}
 		if i > 0 && m.Headers[i-1].Name > h.Name {
-			return 0, fmt.Errorf("%w: header %d is out of order", ErrInvalid, i)
+			return layout{}, fmt.Errorf("%w: header %d is out of order", ErrInvalid, i)
 		}
 		hs += 6 + len(h.Name) + len(h.Value)
 	}
 	if hs > MaxHeaderBytes {
-		return 0, fmt.Errorf("%w: headers of %d bytes, at most %d", ErrInvalid, hs, MaxHeaderBytes)
+		return layout{}, fmt.Errorf("%w: headers of %d bytes, at most %d", ErrInvalid, hs, MaxHeaderBytes)
 	}
-	return metaFixedSize + len(m.SealedSubject) + len(add) + hs + 2, nil
+	l.size = metaFixedSize + len(m.SealedSubject) + l.add + hs
+	return l, nil
 }
 
-// append writes m, which size has accepted, with pad zero bytes.
-func (m *Meta) append(dst []byte, pad int) []byte {
+// put writes m, laid out as l, with pad zero bytes at the start of b, and
+// returns what of b is left.
+func (m *Meta) put(b []byte, l layout, pad int) []byte {
 	be := binary.BigEndian
-	dst = append(dst, metaVersion)
-	dst = append(dst, m.Chain[:]...)
-	dst = be.AppendUint64(dst, m.Sequence)
-	dst = be.AppendUint64(dst, m.Previous)
-	dst = be.AppendUint64(dst, m.PreviousOnSubject)
-	dst = be.AppendUint64(dst, m.Gap)
-	dst = be.AppendUint64(dst, uint64(m.Published))
-	dst = be.AppendUint16(dst, uint16(len(m.SealedSubject)))
-	dst = append(dst, m.SealedSubject...)
-	strip, add := affix(m.OriginSubject, m.SealedSubject)
-	dst = append(dst, byte(strip), byte(len(add)))
-	dst = append(dst, add...)
-	dst = be.AppendUint16(dst, uint16(len(m.Headers)))
+	f := (*[59]byte)(b)
+	f[0] = metaVersion
+	*(*ChainID)(f[1:]) = m.Chain
+	be.PutUint64(f[17:], m.Sequence)
+	be.PutUint64(f[25:], m.Previous)
+	be.PutUint64(f[33:], m.PreviousOnSubject)
+	be.PutUint64(f[41:], m.Gap)
+	be.PutUint64(f[49:], uint64(m.Published))
+	be.PutUint16(f[57:], uint16(len(m.SealedSubject)))
+	at := 59 + copy(b[59:], m.SealedSubject)
+	b[at], b[at+1] = byte(l.strip), byte(l.add)
+	at += 2
+	if l.add > 0 {
+		at += copy(b[at:], m.OriginSubject[:l.add])
+	}
+	be.PutUint16(b[at:], uint16(len(m.Headers)))
+	at += 2
 	for i := range m.Headers {
 		h := &m.Headers[i]
-		dst = be.AppendUint16(dst, uint16(len(h.Name)))
-		dst = append(dst, h.Name...)
-		dst = be.AppendUint32(dst, uint32(len(h.Value)))
-		dst = append(dst, h.Value...)
+		be.PutUint16(b[at:], uint16(len(h.Name)))
+		at += 2
+		at += copy(b[at:], h.Name)
+		be.PutUint32(b[at:], uint32(len(h.Value)))
+		at += 4
+		at += copy(b[at:], h.Value)
 	}
-	dst = be.AppendUint16(dst, uint16(pad))
-	return append(dst, zeros[:pad]...)
+	be.PutUint16(b[at:], uint16(pad))
+	at += 2
+	if pad > 0 {
+		clear(b[at : at+pad])
+	}
+	return b[at+pad:]
 }
 
 var zeros [MaxPadTo]byte

@@ -73,30 +73,34 @@ func SortHeaders(h []Header) {
 	slices.SortStableFunc(h, func(a, b Header) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// parseMeta splits opened plaintext into meta and payload. Whatever breaks the
-// format is [ErrTampered]: the sealer would have had to be broken or hostile.
-func parseMeta(b []byte, layered bool) (v MetaView, payload []byte, err error) {
-	r := cursor{b: b}
-	version := r.u8()
-	copy(v.Chain[:], r.take(len(v.Chain)))
-	v.Sequence, v.Previous, v.PreviousOnSubject, v.Gap = r.u64(), r.u64(), r.u64(), r.u64()
-	v.Published = int64(r.u64())
+// parse splits opened plaintext into meta and payload. Whatever breaks the
+// format makes the caller answer [ErrTampered]: the sealer would have had to be
+// broken or hostile.
+func (v *MetaView) parse(b []byte, layered bool) (payload []byte, ok bool) {
+	if len(b) < metaFixedSize || b[0] != metaVersion {
+		return nil, false
+	}
+	be := binary.BigEndian
+	v.Chain = ChainID(b[1:17])
+	v.Sequence, v.Previous, v.PreviousOnSubject = be.Uint64(b[17:]), be.Uint64(b[25:]), be.Uint64(b[33:])
+	v.Gap, v.Published = be.Uint64(b[41:]), int64(be.Uint64(b[49:]))
+	r := cursor{b: b[57:]}
 	v.sealed = r.take(int(r.u16()))
 	v.strip = int(r.u8())
 	v.add = r.take(int(r.u8()))
-	if r.bad || version != metaVersion || len(v.sealed) == 0 || len(v.sealed) > MaxSubject || v.strip > len(v.sealed) {
-		return MetaView{}, nil, ErrTampered
+	if r.bad || len(v.sealed) == 0 || len(v.sealed) > MaxSubject || v.strip > len(v.sealed) {
+		return nil, false
 	}
 	// Canonical: what is stripped and what is added end in different bytes.
 	if v.strip > 0 && len(v.add) > 0 && v.sealed[v.strip-1] == v.add[len(v.add)-1] {
-		return MetaView{}, nil, ErrTampered
+		return nil, false
 	}
 	if origin := len(v.add) + len(v.sealed) - v.strip; origin == 0 || origin > MaxSubject {
-		return MetaView{}, nil, ErrTampered
+		return nil, false
 	}
 	v.count = int(r.u16())
 	if v.count > MaxHeaders {
-		return MetaView{}, nil, ErrTampered
+		return nil, false
 	}
 	encoded := r.b
 	var last []byte
@@ -104,7 +108,7 @@ func parseMeta(b []byte, layered bool) (v MetaView, payload []byte, err error) {
 		name := r.take(int(r.u16()))
 		value := r.take(int(r.u32()))
 		if r.bad || len(name) == 0 || bytes.Compare(last, name) > 0 || len(value) > MaxHeaderBytes {
-			return MetaView{}, nil, ErrTampered
+			return nil, false
 		}
 		last = name
 	}
@@ -112,10 +116,10 @@ func parseMeta(b []byte, layered bool) (v MetaView, payload []byte, err error) {
 	v.Padding = int(r.u16())
 	pad := r.take(v.Padding)
 	if r.bad || len(v.headers) > MaxHeaderBytes || v.Padding >= MaxPadTo || !bytes.Equal(pad, zeros[:len(pad)]) {
-		return MetaView{}, nil, ErrTampered
+		return nil, false
 	}
 	v.layered = layered
-	return v, r.b, nil
+	return r.b, true
 }
 
 // cursor reads big-endian fields from b. A read beyond the end sets bad and

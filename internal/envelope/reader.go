@@ -6,6 +6,7 @@ import (
 	"crypto/cipher"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
 // DefaultSessions is how many sessions a [KeyReader] keeps ready, about 1.5 KB each.
@@ -26,6 +27,10 @@ type KeyReader struct {
 	id   KeyID
 	core []byte
 	max  int
+
+	// last is the front of recent, for the usual case of many messages of one
+	// session in a row. Written under mu.
+	last atomic.Pointer[readSession]
 
 	mu       sync.Mutex // guards the fields below
 	key      DataKey
@@ -70,68 +75,96 @@ func (r *KeyReader) KeyID() KeyID { return r.id }
 
 // Open appends meta and payload of e to dst and returns views of them. A dst
 // with room for len(e.Sealed) bytes makes it allocation-free once the session
-// is known. e is never written to and must not overlap dst's free capacity.
+// is known. e is never written to.
 //
 // Any failure to authenticate is [ErrTampered], including an inline record
-// whose core is not the one of the key. Only sessions that opened a message are kept.
+// whose core is not the one of the key; the wraps of an inline record are not
+// authenticated by the envelope, see [Envelope.CheckRecord]. A dst whose free
+// capacity overlaps e, and a closed reader, are [ErrInvalid]. Only sessions that
+// opened a message are kept.
 func (r *KeyReader) Open(dst []byte, e *Envelope) (Opened, error) {
 	if e.KeyID != r.id {
 		return Opened{}, fmt.Errorf("%w: envelope of key %s given to the reader of another", ErrTampered, e.KeyID)
 	}
-	if e.Record != nil {
+	if e.Flags&^knownFlags != 0 || (len(e.Record) != 0) != (e.Flags&FlagRecord != 0) {
+		return Opened{}, fmt.Errorf("%w: not an envelope that was parsed", ErrMalformed)
+	}
+	if len(e.Record) != 0 {
 		core, _, err := splitRecord(e.Record)
 		if err != nil || !bytes.Equal(core, r.core) {
 			return Opened{}, ErrTampered
 		}
 	}
-	key := sessionKey{e.Suite, e.Salt}
-	aead, known, err := r.session(key)
+	start, n := len(dst), len(e.Sealed)-NonceSize-TagSize
+	if n < metaFixedSize {
+		return Opened{}, ErrTampered
+	}
+	if n <= cap(dst)-start {
+		if out := dst[start : start+n]; overlap(out, e.Sealed) || overlap(out, e.Record) {
+			return Opened{}, fmt.Errorf("%w: output overlaps the envelope", ErrInvalid)
+		}
+	}
+	s, known, err := r.session(sessionKey{e.Suite, e.Salt})
 	if err != nil {
 		return Opened{}, err
 	}
-	start := len(dst)
-	out, err := aead.Open(dst, nil, e.Sealed, aad(e.Flags))
+	out, err := s.aead.Open(dst, nil, e.Sealed, aad(e.Flags))
 	if err != nil {
 		return Opened{}, ErrTampered
 	}
 	if !known {
-		r.keep(key, aead)
+		r.keep(s)
 	}
-	plain := out[start:]
-	meta, payload, err := parseMeta(plain, e.Flags&FlagLayered != 0)
-	if err != nil {
+	var o Opened
+	plain := out[start:len(out):len(out)]
+	payload, ok := o.Meta.parse(plain, e.Flags&FlagLayered != 0)
+	if !ok {
 		clear(plain)
-		return Opened{}, err
+		return Opened{}, ErrTampered
 	}
-	return Opened{Meta: meta, Payload: payload}, nil
+	o.Payload = payload
+	return o, nil
 }
 
 // session returns the cipher of a session: a kept one, or one derived for this
 // call only. Envelopes whose nonce was a counter open with it as well, in every
 // FIPS mode.
-func (r *KeyReader) session(k sessionKey) (aead cipher.AEAD, known bool, err error) {
+func (r *KeyReader) session(k sessionKey) (s *readSession, known bool, err error) {
+	if s := r.last.Load(); s != nil && s.key == k {
+		return s, true, nil
+	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.closed {
+		r.mu.Unlock()
 		return nil, false, fmt.Errorf("%w: the reader is closed", ErrInvalid)
 	}
 	if el := r.sessions[k]; el != nil {
+		s := el.Value.(*readSession)
 		r.recent.MoveToFront(el)
-		return el.Value.(*readSession).aead, true, nil
+		r.last.Store(s)
+		r.mu.Unlock()
+		return s, true, nil
 	}
-	sub := sessionSubkey(r.key, k.suite, r.id, k.salt)
+	key := secret{r.key.s.b} // a copy, so that deriving holds no lock
+	r.mu.Unlock()
+	defer clear(key.b[:])
+	sub := sessionSubkey(DataKey{s: &key}, k.suite, r.id, k.salt)
 	defer clear(sub.b[:])
-	aead, err = newAEAD(sub, true)
-	return aead, false, err
+	aead, err := newAEAD(sub, true)
+	if err != nil {
+		return nil, false, err
+	}
+	return &readSession{k, aead}, false, nil
 }
 
-func (r *KeyReader) keep(k sessionKey, aead cipher.AEAD) {
+func (r *KeyReader) keep(s *readSession) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed || r.sessions[k] != nil {
+	if r.closed || r.sessions[s.key] != nil {
 		return
 	}
-	r.sessions[k] = r.recent.PushFront(&readSession{k, aead})
+	r.sessions[s.key] = r.recent.PushFront(s)
+	r.last.Store(s)
 	if r.recent.Len() > r.max {
 		last := r.recent.Back()
 		delete(r.sessions, last.Value.(*readSession).key)
@@ -146,6 +179,7 @@ func (r *KeyReader) Close() {
 	defer r.mu.Unlock()
 	r.closed = true
 	r.key.Clear()
+	r.last.Store(nil)
 	clear(r.sessions)
 	r.recent.Init()
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"unsafe"
 )
 
 // Hard limits of one session, whatever its configuration says.
@@ -80,8 +81,9 @@ func NewGrant(key DataKey, record *Record) (*Grant, error) {
 	return g, nil
 }
 
-// GrantFromParts rebuilds a grant received from a key service. It copies its
-// arguments; clear subkey afterwards. Errors: those of [ParseRecord], and
+// GrantFromParts rebuilds a grant received from a key service; do it once for
+// each grant received, since two sessions with one salt would repeat nonces. It
+// copies its arguments; clear subkey afterwards. Errors: those of [ParseRecord], and
 // [ErrInvalid] for a subkey of wrong length or all zero.
 func GrantFromParts(record []byte, salt Salt, subkey []byte) (*Grant, error) {
 	r, err := ParseRecord(record)
@@ -95,10 +97,16 @@ func GrantFromParts(record []byte, salt Salt, subkey []byte) (*Grant, error) {
 	return &Grant{id: r.Core.ID(), salt: salt, record: slices.Clone(record), subkey: k.s}, nil
 }
 
-// ExposeGrant returns copies of what a key service sends to a sealer. Like
-// [ExposeDataKey] it is out of reach of applications. Clear subkey afterwards.
+// ExposeGrant returns copies of what a key service sends to a sealer, and uses
+// the grant up, since two sessions with one salt would repeat nonces: of a used
+// grant it returns no subkey. Like [ExposeDataKey] it is out of reach of
+// applications. Clear subkey afterwards.
 func ExposeGrant(g *Grant) (record []byte, salt Salt, subkey []byte) {
-	return slices.Clone(g.record), g.salt, slices.Clone(g.subkey.b[:])
+	if !g.used.Swap(true) {
+		subkey = slices.Clone(g.subkey.b[:])
+		clear(g.subkey.b[:])
+	}
+	return slices.Clone(g.record), g.salt, subkey
 }
 
 // KeyID returns the ID of the data key the grant belongs to.
@@ -121,15 +129,15 @@ type SessionConfig struct {
 }
 
 // Session seals messages under one subkey. It belongs to one goroutine: its
-// counter is its own. It is never persisted, copied or restarted.
+// counter is its own. It is never persisted, copied or restarted: a copy, which
+// would repeat nonces, and the zero Session answer [ErrSessionEnded].
 type Session struct {
 	redacted
+	self   *Session // tells a copy from the original
 	aead   cipher.AEAD
-	id     KeyID
-	salt   Salt
+	header [HeaderSize]byte // of an envelope without record
 	record []byte
 	cfg    SessionConfig
-	nonce  [NonceSize]byte // a field: a local would escape through the interface
 	sealed uint64          // messages so far, and the next counter nonce
 	bytes  uint64
 	closed bool
@@ -156,7 +164,11 @@ func (g *Grant) Session(cfg SessionConfig) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Session{aead: aead, id: g.id, salt: g.salt, record: g.record, cfg: cfg}, nil
+	s := &Session{aead: aead, record: g.record, cfg: cfg}
+	s.self = s
+	empty := Envelope{Suite: SuiteHKDFSHA256AES256GCM, KeyID: g.id, Salt: g.salt}
+	empty.Append(s.header[:0])
+	return s, nil
 }
 
 func newAEAD(k *secret, random bool) (cipher.AEAD, error) {
@@ -171,10 +183,10 @@ func newAEAD(k *secret, random bool) (cipher.AEAD, error) {
 }
 
 // KeyID returns the ID of the session's data key.
-func (s *Session) KeyID() KeyID { return s.id }
+func (s *Session) KeyID() KeyID { return KeyID(s.header[8:40]) }
 
 // Salt returns the session's salt.
-func (s *Session) Salt() Salt { return s.salt }
+func (s *Session) Salt() Salt { return Salt(s.header[40:56]) }
 
 // Sealed returns how many messages and bytes (meta and payload) were sealed.
 func (s *Session) Sealed() (messages, bytes uint64) { return s.sealed, s.bytes }
@@ -183,23 +195,27 @@ func (s *Session) Sealed() (messages, bytes uint64) { return s.sealed, s.bytes }
 func (s *Session) Close() { s.aead, s.closed = nil, true }
 
 // Seal appends the envelope of (m, payload) to dst and returns the result, as
-// append does; a dst with room makes it allocation-free. payload must not
-// overlap dst's free capacity. On an error dst's contents up to its length are
-// untouched, nothing of the session is spent and nil is returned:
-// [ErrInvalid] for a meta that breaks a maximum, [ErrSessionEnded] at a limit.
+// append does; a dst with room for [Session.SealedSize] bytes makes it
+// allocation-free. On an error dst's contents up to its length are untouched,
+// nothing of the session is spent and nil is returned: [ErrInvalid] for a meta
+// or an envelope that breaks a maximum, or a payload that overlaps the bytes to
+// be written; [ErrSessionEnded] at a limit.
 func (s *Session) Seal(dst []byte, m *Meta, payload []byte) ([]byte, error) {
-	size, err := m.size()
+	l, err := m.measure()
 	if err != nil {
 		return nil, err
 	}
-	pad := 0
+	if len(payload) > MaxSize {
+		return nil, fmt.Errorf("%w: payload of %d bytes", ErrInvalid, len(payload))
+	}
+	plain, pad := l.size+len(payload), 0
 	if s.cfg.PadTo > 1 {
-		if over := (size + len(payload)) % s.cfg.PadTo; over != 0 {
+		if over := plain % s.cfg.PadTo; over != 0 {
 			pad = s.cfg.PadTo - over
+			plain += pad
 		}
 	}
-	plain := size + pad + len(payload)
-	if s.closed || s.sealed >= s.cfg.MaxMessages || uint64(plain) > s.cfg.MaxBytes-s.bytes {
+	if s.closed || s.self != s || s.sealed >= s.cfg.MaxMessages || uint64(plain) > s.cfg.MaxBytes-s.bytes {
 		return nil, fmt.Errorf("%w after %d messages", ErrSessionEnded, s.sealed)
 	}
 	flags := Flags(0)
@@ -214,38 +230,55 @@ func (s *Session) Seal(dst []byte, m *Meta, payload []byte) ([]byte, error) {
 	if m.Layered {
 		flags |= FlagLayered
 	}
+	start, front := len(dst), HeaderSize+len(record)
+	size := front + NonceSize + plain + TagSize
+	if size > MaxSize {
+		return nil, fmt.Errorf("%w: envelope of %d bytes, at most %d", ErrInvalid, size, MaxSize)
+	}
+	dst = slices.Grow(dst, size)
+	out := dst[start : start+size]
+	if overlap(out, payload) {
+		return nil, fmt.Errorf("%w: payload overlaps the output", ErrInvalid)
+	}
 	// Spend the counter before it is used: whatever happens below, this nonce
 	// never comes again.
-	binary.BigEndian.PutUint64(s.nonce[4:], s.sealed)
+	counter := s.sealed
 	s.sealed++
 	s.bytes += uint64(plain)
 
-	dst = slices.Grow(dst, HeaderSize+len(record)+NonceSize+plain+TagSize)
-	dst = appendHeader(dst, SuiteHKDFSHA256AES256GCM, flags, len(record), &s.id, &s.salt)
-	dst = append(dst, record...)
-	if s.cfg.RandomNonce {
-		// The AEAD writes nonce || ciphertext and moves the plaintext up itself.
-		start := len(dst)
-		dst = m.append(dst, pad)
-		dst = append(dst, payload...)
-		return s.aead.Seal(dst[:start], nil, dst[start:], aad(flags)), nil
+	*(*[HeaderSize]byte)(out) = s.header
+	out[4] = byte(flags)
+	if len(record) > 0 {
+		binary.BigEndian.PutUint16(out[6:], uint16(len(record)))
+		copy(out[HeaderSize:], record)
 	}
-	dst = append(dst, s.nonce[:]...)
-	start := len(dst)
-	dst = m.append(dst, pad)
-	dst = append(dst, payload...)
-	return s.aead.Seal(dst[:start], s.nonce[:], dst[start:], aad(flags)), nil
+	text, nonce := out[front:], []byte(nil)
+	if !s.cfg.RandomNonce {
+		nonce, text = text[:NonceSize], text[NonceSize:]
+		binary.BigEndian.PutUint32(nonce, 0)
+		binary.BigEndian.PutUint64(nonce[4:], counter)
+	} // else the AEAD writes nonce || ciphertext itself and moves the plaintext up
+	copy(m.put(text, l, pad), payload)
+	s.aead.Seal(text[:0], nonce, text[:plain], aad(flags))
+	return dst[:start+size], nil
 }
 
 // SealedSize returns how long the envelope of (m, n payload bytes) can be at
 // most in this session, or [ErrInvalid] for a meta that cannot be sealed.
 func (s *Session) SealedSize(m *Meta, n int) (int, error) {
-	size, err := m.size()
+	l, err := m.measure()
 	if err != nil {
 		return 0, err
 	}
 	if s.cfg.PadTo > 1 {
-		size += s.cfg.PadTo - 1
+		l.size += s.cfg.PadTo - 1
 	}
-	return HeaderSize + len(s.record) + NonceSize + size + n + TagSize, nil
+	return HeaderSize + len(s.record) + NonceSize + l.size + n + TagSize, nil
+}
+
+// overlap reports whether a and b share memory.
+func overlap(a, b []byte) bool {
+	return len(a) > 0 && len(b) > 0 &&
+		uintptr(unsafe.Pointer(&a[0])) <= uintptr(unsafe.Pointer(&b[len(b)-1])) &&
+		uintptr(unsafe.Pointer(&b[0])) <= uintptr(unsafe.Pointer(&a[len(a)-1]))
 }
