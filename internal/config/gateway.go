@@ -1,0 +1,104 @@
+package config
+
+// Gateway configures the workers that seal.
+type Gateway struct {
+	// Identity is the seed (SU...) of the gateway's enrolled identity, made by
+	// "keyweir identity new". It signs requests to the key service and must not
+	// be used to connect to NATS. Required.
+	Identity SecretRef `yaml:"identity"`
+	// Keysvc says which key service is asked.
+	Keysvc KeysvcClient `yaml:"keysvc"`
+	// Routes say what is sealed. At least one; names are unique.
+	Routes []Route `yaml:"routes"`
+}
+
+// KeysvcClient says how to reach the key service, and which one to believe.
+type KeysvcClient struct {
+	// NATS is the name of the connection to ask on. Required.
+	NATS string `yaml:"nats"`
+	// Pins are the public keys (N...) of the key service that are accepted: one,
+	// or two during a change. Required.
+	Pins []string `yaml:"pins"`
+	// Timeout bounds one request. Default: 5s.
+	Timeout Duration `yaml:"timeout"`
+}
+
+// Route relays one stream of plaintext into one sealed stream, exactly once and
+// in order per subject.
+type Route struct {
+	// Name is the route's name, one token of a NATS subject; it must stay the
+	// same for as long as the sealed stream lives. Required.
+	Name string `yaml:"name"`
+	// Source is where plaintext is read.
+	Source Source `yaml:"source"`
+	// Sealed is where envelopes are stored.
+	Sealed Sealed `yaml:"sealed"`
+	// OnScopeUnavailable says what happens when no data key can be had for a
+	// scope: denied, suspended, or the key service is away past its stale limit.
+	// "stop" stops the route until it is started again; a key service that does
+	// not answer at all is waited for. Default: stop.
+	OnScopeUnavailable OnUnavailable `yaml:"on_scope_unavailable"`
+	// Record says where the key record travels: "auto" in the first message of
+	// a session and every 1,024th, "inline" in each, "reference" in none.
+	// Default: auto.
+	Record RecordMode `yaml:"record"`
+	// Nonces are "counter", or "random" for hosts whose memory may be
+	// snapshotted and restored. In FIPS mode they are random. Default: counter.
+	Nonces Nonces `yaml:"nonces"`
+	// PadTo pads messages to a multiple of this many bytes, which hides sizes;
+	// at most 4KiB. Default: 0, no padding.
+	PadTo Size `yaml:"pad_to"`
+	// PassHeaders are headers that stay readable on the sealed message, besides
+	// being sealed in it. Never Nats-* or Keyweir-*. Default: none.
+	PassHeaders []string `yaml:"pass_headers"`
+}
+
+// Source is the plaintext side of a route.
+type Source struct {
+	// NATS is the name of the connection. Required.
+	NATS string `yaml:"nats"`
+	// Stream holds the plaintext. Memory storage on a server of its own keeps
+	// plaintext off disks. Required.
+	Stream string `yaml:"stream"`
+	// Subjects select what is sealed, NATS patterns. Default: all of the stream.
+	Subjects []string `yaml:"subjects"`
+	// AfterSeal is "purge", which removes the plaintext once its sealed copy is
+	// safely stored, or "keep". A WorkQueue stream always removes. Required.
+	AfterSeal AfterSeal `yaml:"after_seal"`
+	// Start is where a new route begins: "first", "new", a stream sequence, or a
+	// time (RFC 3339). It counts only while the sealed stream has no position.
+	// Required.
+	Start string `yaml:"start"`
+	// OnSourceGap says what happens when messages expired before they were
+	// sealed: "stop", or "continue", which counts them and tells readers.
+	// Default: stop.
+	OnSourceGap OnGap `yaml:"on_source_gap"`
+}
+
+// Sealed is the sealed side of a route.
+type Sealed struct {
+	// NATS is the name of the connection. Required.
+	NATS string `yaml:"nats"`
+	// Stream stores the envelopes. One route writes to it, nobody else. Required.
+	Stream string `yaml:"stream"`
+	// Subject is where envelopes are published: a prefix ending in ".>", which
+	// the origin subject is appended to ("sealed.>" makes sealed.orders.eu of
+	// orders.eu), or one that repeats the beginning of the origin subject
+	// ("sealed.orders.>" with the source orders.>). Required.
+	Subject string `yaml:"subject"`
+	// Create makes the stream if it is missing. Default: it must exist.
+	Create *Create `yaml:"create"`
+}
+
+// Create says how a missing sealed stream is made. An existing one is not
+// changed.
+type Create struct {
+	// Replicas is 1, 3 or 5. Default: 1.
+	Replicas int `yaml:"replicas"`
+	// MaxAge removes older messages. Default: kept for ever.
+	MaxAge Duration `yaml:"max_age"`
+	// MaxBytes bounds the stream; the oldest messages go. Default: unbounded.
+	MaxBytes Size `yaml:"max_bytes"`
+	// Storage is "file" or "memory". Default: file.
+	Storage Storage `yaml:"storage"`
+}
