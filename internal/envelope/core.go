@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // Maxima of a key record.
@@ -191,6 +192,9 @@ func (c *Core) check() error {
 		if a.Authority == "" || len(a.Authority) > MaxName {
 			return fmt.Errorf("%w: authority %d has a name of %d bytes, want 1 to %d", ErrMalformed, i+1, len(a.Authority), MaxName)
 		}
+		if !utf8.ValidString(a.Authority) {
+			return fmt.Errorf("%w: name of authority %d is not UTF-8", ErrMalformed, i+1)
+		}
 		for _, b := range c.Authorities[:i] {
 			if a.Authority == b.Authority {
 				return fmt.Errorf("%w: authority %q named twice", ErrMalformed, a.Authority)
@@ -203,6 +207,11 @@ func (c *Core) check() error {
 	for i, p := range c.Context {
 		if p.Name == "" || len(p.Name) > MaxContextString || len(p.Value) > MaxContextString {
 			return fmt.Errorf("%w: context pair %d is empty or exceeds %d bytes", ErrMalformed, i+1, MaxContextString)
+		}
+		// Authorities take contexts as JSON, where different invalid bytes would
+		// become the same replacement character.
+		if !utf8.ValidString(p.Name) || !utf8.ValidString(p.Value) {
+			return fmt.Errorf("%w: context pair %d is not UTF-8", ErrMalformed, i+1)
 		}
 		if i > 0 && c.Context[i-1].Name >= p.Name {
 			return fmt.Errorf("%w: context pair %d is out of order", ErrMalformed, i+1)

@@ -24,4 +24,8 @@ var (
 	ErrSessionEnded = errors.New("envelope: session ended")
 	// ErrWrongKey: the data key does not match the commitment of its record.
 	ErrWrongKey = errors.New("envelope: key does not match its record")
+	// ErrOtherWraps: the inline key record is of this key, but its wraps are not
+	// the known ones: replaced since by a rotation, or forged. Have an authority
+	// open them, at a limited rate, or refuse; never replace known wraps unseen.
+	ErrOtherWraps = errors.New("envelope: other wraps than the known ones")
 )

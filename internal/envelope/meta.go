@@ -94,36 +94,52 @@ func affix(origin, sealed string) (strip, add int) {
 
 // measure checks m against every maximum and lays it out, or answers [ErrInvalid].
 func (m *Meta) measure() (layout, error) {
-	if m.SealedSubject == "" || len(m.SealedSubject) > MaxSubject {
-		return layout{}, fmt.Errorf("%w: sealed subject of %d bytes, want 1 to %d", ErrInvalid, len(m.SealedSubject), MaxSubject)
+	if n := len(m.SealedSubject); n == 0 || n > MaxSubject {
+		return layout{}, outOfRange("sealed subject", n, 1, MaxSubject)
 	}
-	if m.OriginSubject == "" || len(m.OriginSubject) > MaxSubject {
-		return layout{}, fmt.Errorf("%w: origin subject of %d bytes, want 1 to %d", ErrInvalid, len(m.OriginSubject), MaxSubject)
+	if n := len(m.OriginSubject); n == 0 || n > MaxSubject {
+		return layout{}, outOfRange("origin subject", n, 1, MaxSubject)
 	}
 	var l layout
 	l.strip, l.add = affix(m.OriginSubject, m.SealedSubject)
-	if l.strip > MaxAffix || l.add > MaxAffix {
-		return layout{}, fmt.Errorf("%w: sealed and origin subject differ in more than %d bytes", ErrInvalid, MaxAffix)
+	if n := max(l.strip, l.add); n > MaxAffix {
+		return layout{}, outOfRange("difference of sealed and origin subject", n, 0, MaxAffix)
 	}
-	if len(m.Headers) > MaxHeaders {
-		return layout{}, fmt.Errorf("%w: %d headers, at most %d", ErrInvalid, len(m.Headers), MaxHeaders)
-	}
-	hs := 0
-	for i := range m.Headers {
-		h := &m.Headers[i]
-		if h.Name == "" || len(h.Name) > MaxHeaderBytes || len(h.Value) > MaxHeaderBytes {
-			return layout{}, fmt.Errorf("%w: header %d has an empty name or exceeds %d bytes", ErrInvalid, i, MaxHeaderBytes)
+	l.size = metaFixedSize + len(m.SealedSubject) + l.add
+	if len(m.Headers) > 0 {
+		n, err := measureHeaders(m.Headers)
+		if err != nil {
+			return layout{}, err
 		}
-		if i > 0 && m.Headers[i-1].Name > h.Name {
-			return layout{}, fmt.Errorf("%w: header %d is out of order", ErrInvalid, i)
-		}
-		hs += 6 + len(h.Name) + len(h.Value)
+		l.size += n
 	}
-	if hs > MaxHeaderBytes {
-		return layout{}, fmt.Errorf("%w: headers of %d bytes, at most %d", ErrInvalid, hs, MaxHeaderBytes)
-	}
-	l.size = metaFixedSize + len(m.SealedSubject) + l.add + hs
 	return l, nil
+}
+
+func measureHeaders(headers []Header) (int, error) {
+	if len(headers) > MaxHeaders {
+		return 0, fmt.Errorf("%w: %d headers, at most %d", ErrInvalid, len(headers), MaxHeaders)
+	}
+	size := 0
+	for i := range headers {
+		h := &headers[i]
+		if h.Name == "" || len(h.Name) > MaxHeaderBytes || len(h.Value) > MaxHeaderBytes {
+			return 0, fmt.Errorf("%w: header %d has an empty name or exceeds %d bytes", ErrInvalid, i, MaxHeaderBytes)
+		}
+		if i > 0 && headers[i-1].Name > h.Name {
+			return 0, fmt.Errorf("%w: header %d is out of order", ErrInvalid, i)
+		}
+		size += 6 + len(h.Name) + len(h.Value)
+	}
+	if size > MaxHeaderBytes {
+		return 0, outOfRange("all headers", size, 0, MaxHeaderBytes)
+	}
+	return size, nil
+}
+
+// outOfRange keeps the making of errors out of the hot path.
+func outOfRange(what string, n, low, high int) error {
+	return fmt.Errorf("%w: %s: %d bytes, want %d to %d", ErrInvalid, what, n, low, high)
 }
 
 // put writes m, laid out as l, with pad zero bytes at the start of b, and

@@ -84,7 +84,7 @@ func (r *KeyReader) KeyID() KeyID { return r.id }
 // opened a message are kept.
 func (r *KeyReader) Open(dst []byte, e *Envelope) (Opened, error) {
 	if e.KeyID != r.id {
-		return Opened{}, fmt.Errorf("%w: envelope of key %s given to the reader of another", ErrTampered, e.KeyID)
+		return Opened{}, fmt.Errorf("%w: envelope of another key than the reader's", ErrTampered)
 	}
 	if e.Flags&^knownFlags != 0 || (len(e.Record) != 0) != (e.Flags&FlagRecord != 0) {
 		return Opened{}, fmt.Errorf("%w: not an envelope that was parsed", ErrMalformed)
@@ -101,7 +101,7 @@ func (r *KeyReader) Open(dst []byte, e *Envelope) (Opened, error) {
 	}
 	if n <= cap(dst)-start {
 		if out := dst[start : start+n]; overlap(out, e.Sealed) || overlap(out, e.Record) {
-			return Opened{}, fmt.Errorf("%w: output overlaps the envelope", ErrInvalid)
+			return Opened{}, errOverlap
 		}
 	}
 	s, known, err := r.session(sessionKey{e.Suite, e.Salt})

@@ -1,6 +1,7 @@
 package envelope
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 )
@@ -118,4 +119,40 @@ func ParseRecord(b []byte) (*Record, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// CheckRecord compares the inline record of e, if there is one, with the record
+// known for the key, which [KeyReader.Open] alone does not: wraps are
+// replaceable, so neither the key ID nor the seal covers them. It allocates
+// nothing when they are equal. Errors: [ErrMalformed] and [ErrUnsupported] for
+// bytes that are no record, [ErrTampered] for one whose core is not known's or
+// does not hash to the envelope's key ID, [ErrOtherWraps].
+func (e *Envelope) CheckRecord(known *Record) error {
+	if len(e.Record) == 0 {
+		return nil
+	}
+	var space [MaxRecordSize]byte
+	want, err := known.Append(space[:0])
+	if err != nil {
+		return fmt.Errorf("encoding known record: %w", err)
+	}
+	if bytes.Equal(e.Record, want) {
+		return nil
+	}
+	got, err := ParseRecord(e.Record)
+	if err != nil {
+		return err
+	}
+	core, _, err := splitRecord(e.Record)
+	if err != nil {
+		return err
+	}
+	wantCore, _, err := splitRecord(want)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(core, wantCore) || got.Core.ID() != e.KeyID {
+		return fmt.Errorf("%w: inline record of another key", ErrTampered)
+	}
+	return ErrOtherWraps
 }

@@ -138,7 +138,7 @@ type Session struct {
 	header [HeaderSize]byte // of an envelope without record
 	record []byte
 	cfg    SessionConfig
-	sealed uint64          // messages so far, and the next counter nonce
+	sealed uint64 // messages so far, and the next counter nonce
 	bytes  uint64
 	closed bool
 }
@@ -206,7 +206,7 @@ func (s *Session) Seal(dst []byte, m *Meta, payload []byte) ([]byte, error) {
 		return nil, err
 	}
 	if len(payload) > MaxSize {
-		return nil, fmt.Errorf("%w: payload of %d bytes", ErrInvalid, len(payload))
+		return nil, outOfRange("payload", len(payload), 0, MaxSize)
 	}
 	plain, pad := l.size+len(payload), 0
 	if s.cfg.PadTo > 1 {
@@ -216,7 +216,7 @@ func (s *Session) Seal(dst []byte, m *Meta, payload []byte) ([]byte, error) {
 		}
 	}
 	if s.closed || s.self != s || s.sealed >= s.cfg.MaxMessages || uint64(plain) > s.cfg.MaxBytes-s.bytes {
-		return nil, fmt.Errorf("%w after %d messages", ErrSessionEnded, s.sealed)
+		return nil, s.ended()
 	}
 	flags := Flags(0)
 	var record []byte
@@ -233,12 +233,12 @@ func (s *Session) Seal(dst []byte, m *Meta, payload []byte) ([]byte, error) {
 	start, front := len(dst), HeaderSize+len(record)
 	size := front + NonceSize + plain + TagSize
 	if size > MaxSize {
-		return nil, fmt.Errorf("%w: envelope of %d bytes, at most %d", ErrInvalid, size, MaxSize)
+		return nil, outOfRange("envelope", size, MinSize, MaxSize)
 	}
 	dst = slices.Grow(dst, size)
 	out := dst[start : start+size]
 	if overlap(out, payload) {
-		return nil, fmt.Errorf("%w: payload overlaps the output", ErrInvalid)
+		return nil, errOverlap
 	}
 	// Spend the counter before it is used: whatever happens below, this nonce
 	// never comes again.
@@ -262,6 +262,12 @@ func (s *Session) Seal(dst []byte, m *Meta, payload []byte) ([]byte, error) {
 	s.aead.Seal(text[:0], nonce, text[:plain], aad(flags))
 	return dst[:start+size], nil
 }
+
+func (s *Session) ended() error {
+	return fmt.Errorf("%w after %d messages", ErrSessionEnded, s.sealed)
+}
+
+var errOverlap = fmt.Errorf("%w: input and output share memory", ErrInvalid)
 
 // SealedSize returns how long the envelope of (m, n payload bytes) can be at
 // most in this session, or [ErrInvalid] for a meta that cannot be sealed.
