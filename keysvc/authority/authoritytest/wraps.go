@@ -135,6 +135,25 @@ func checkOwnership(t *testing.T, h Harness) {
 	unwrap(t, a, w2, ec, keep)
 	clear(w2.Blob)
 	unwrap(t, a, w, ec, before)
+
+	// Results of two calls share no memory.
+	p2 := random(32)
+	w3 := wrap(t, a, "", p2, ec)
+	first, err := a.Unwrap(t.Context(), w, ec)
+	if err != nil {
+		t.Fatalf("Unwrap = %v", err)
+	}
+	second, err := a.Unwrap(t.Context(), w3, ec)
+	if err != nil {
+		t.Fatalf("Unwrap = %v", err)
+	}
+	if !bytes.Equal(first, before) {
+		t.Error("a second Unwrap changed the result of the first")
+	}
+	clear(first)
+	if !bytes.Equal(second, p2) {
+		t.Error("clearing one result changed another")
+	}
 }
 
 func checkWrongContext(t *testing.T, h Harness) {

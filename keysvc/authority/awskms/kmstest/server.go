@@ -157,3 +157,23 @@ func (s *Server) Enable(t testing.TB, key string) {
 		t.Fatalf("kmstest: enabling a key: %v", err)
 	}
 }
+
+// ScheduleDeletion schedules the deletion of a key, as an administrator would.
+func (s *Server) ScheduleDeletion(t testing.TB, key string) {
+	t.Helper()
+	if _, err := s.Admin.ScheduleKeyDeletion(t.Context(), &kms.ScheduleKeyDeletionInput{
+		KeyId: aws.String(key), PendingWindowInDays: aws.Int32(7),
+	}); err != nil {
+		t.Fatalf("kmstest: scheduling the deletion of a key: %v", err)
+	}
+}
+
+// MoveAlias points the alias at another key.
+func (s *Server) MoveAlias(t testing.TB, key string) {
+	t.Helper()
+	if _, err := s.Admin.UpdateAlias(t.Context(), &kms.UpdateAliasInput{
+		AliasName: aws.String(s.Alias), TargetKeyId: aws.String(key),
+	}); err != nil {
+		t.Fatalf("kmstest: moving the alias: %v", err)
+	}
+}
