@@ -334,8 +334,9 @@ func (c *checker) telemetry(path string, t Telemetry) {
 	}
 	if t.OTLP.Endpoint != "" {
 		c.url(path+".otlp.endpoint", t.OTLP.Endpoint, "http", "https")
-	} else if len(t.OTLP.Headers) > 0 {
-		c.fail(path+".otlp.headers", "headers without an endpoint")
+	}
+	if r := t.OTLP.TraceRatio; !(r >= 0 && r <= 1) {
+		c.fail(path+".otlp.trace_ratio", "must be from 0 to 1")
 	}
 }
 

@@ -79,7 +79,8 @@ func TestDamagedExample(t *testing.T) {
 		{"replicas", "replicas: 3", "replicas: 2", []string{"must be 1, 3 or 5"}},
 		{"gateway key as pin", "pins: [N", "pins: [U", []string{"must be the public key of a service"}},
 		{"scope in grant", `["tenant/*"], expires`, `["ten*t"], expires`, []string{"ending in *"}},
-		{"listen", `"127.0.0.1:9090"`, `"9090"`, []string{"host:port"}},
+		{"listen", `"127.0.0.1:9464"`, `"9464"`, []string{"host:port"}},
+		{"trace ratio", "# otlp: {endpoint: \"http://collector:4318\", trace_ratio: 0.01}", "otlp: {endpoint: \"http://collector:4318\", trace_ratio: 1.5}", []string{"from 0 to 1"}},
 		{"no yaml", "service: prod", "service: [", []string{example + ":"}},
 	}
 	for _, tt := range tests {

@@ -148,6 +148,13 @@ func (d *decoder) decode(n ast.Node, v reflect.Value, path string) {
 			return
 		}
 		v.SetInt(int64(i))
+	case reflect.Float64:
+		x, err := strconv.ParseFloat(scalar(n), 64)
+		if err != nil {
+			d.fail(n, path, "must be a number")
+			return
+		}
+		v.SetFloat(x)
 	default:
 		panic(fmt.Sprintf("config: internal error: no decoder for %v", v.Type()))
 	}

@@ -80,16 +80,18 @@ type Log struct {
 
 // Metrics serves /metrics, /healthz and /readyz.
 type Metrics struct {
-	// Listen is host:port, for example 127.0.0.1:9090; a port alone, as in
-	// :9090, listens on all addresses. Default: not served.
+	// Listen is host:port, for example 127.0.0.1:9464; a port alone, as in
+	// :9464, listens on all addresses. Default: not served.
 	Listen string `yaml:"listen"`
 }
 
 // OTLP sends metrics and traces by OTLP over HTTP.
 type OTLP struct {
 	// Endpoint is the collector's URL, http:// or https://, without
-	// /v1/traces. Default: nothing is sent.
+	// /v1/traces. A token for it belongs in the environment variable
+	// OTEL_EXPORTER_OTLP_HEADERS. Default: nothing is sent.
 	Endpoint string `yaml:"endpoint"`
-	// Headers are sent along, for a token for instance.
-	Headers map[string]SecretRef `yaml:"headers"`
+	// TraceRatio is the share, 0 to 1, of new traces that are recorded. A trace
+	// that comes with a message keeps its publisher's decision. Default: 0.
+	TraceRatio float64 `yaml:"trace_ratio"`
 }

@@ -81,6 +81,8 @@ func schemaOf(t reflect.Type, docs map[string]string) map[string]any {
 		return map[string]any{"type": "boolean"}
 	case reflect.Int:
 		return map[string]any{"type": "integer"}
+	case reflect.Float64:
+		return map[string]any{"type": "number"}
 	case reflect.String:
 		if e, ok := reflect.Zero(t).Interface().(enum); ok {
 			return map[string]any{"type": "string", "enum": e.Values()}

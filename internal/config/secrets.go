@@ -85,11 +85,6 @@ func (f *File) CheckSecrets() error {
 			}
 		}
 	}
-	for _, h := range sorted(f.Telemetry.OTLP.Headers) {
-		if _, err := f.Telemetry.OTLP.Headers[h].Read(); err != nil {
-			c.fail("telemetry.otlp.headers."+h, "%v", err)
-		}
-	}
 	return errors.Join(c.errs...)
 }
 
