@@ -151,9 +151,6 @@ func (c *checker) connection(path string, n Connection) {
 	if n.InboxPrefix != "" {
 		c.pattern(path+".inbox_prefix", n.InboxPrefix)
 	}
-	if n.Domain != "" {
-		c.streamName(path+".domain", n.Domain)
-	}
 }
 
 func (c *checker) url(path, s string, schemes ...string) {
@@ -205,6 +202,9 @@ func (c *checker) route(path string, r Route) {
 	c.token(path+".name", r.Name)
 	c.natsName(path+".source.nats", r.Source.NATS)
 	c.streamName(path+".source.stream", r.Source.Stream)
+	if len(r.Source.Subjects) == 0 {
+		c.fail(path+".source.subjects", "at least one subject is required")
+	}
 	for i, s := range r.Source.Subjects {
 		c.pattern(fmt.Sprintf("%s.source.subjects[%d]", path, i), s)
 	}
@@ -216,6 +216,9 @@ func (c *checker) route(path string, r Route) {
 	}
 	c.natsName(path+".sealed.nats", r.Sealed.NATS)
 	c.streamName(path+".sealed.stream", r.Sealed.Stream)
+	if r.Window < 0 || r.Window > 16384 {
+		c.fail(path+".window", "must be from 1 to 16384")
+	}
 	if c.required(path+".sealed.subject", r.Sealed.Subject) {
 		c.pattern(path+".sealed.subject", r.Sealed.Subject)
 		if prefix, ok := strings.CutSuffix(r.Sealed.Subject, ".>"); !ok || strings.ContainsAny(prefix, "*>") {

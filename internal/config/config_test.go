@@ -74,8 +74,11 @@ func TestDamagedExample(t *testing.T) {
 		{"reserved header", "[traceparent, tracestate]", "[NATS-msg-id]", []string{"cannot be passed"}},
 		{"start", "start: first", "start: soon", []string{`invalid start "soon"`}},
 		{"sealed subject", `"sealed.orders.>"`, "sealed.*.x", []string{"prefix without wildcards"}},
+		{"no subjects", "subjects: [orders.>]", "subjects: []", []string{"at least one subject"}},
+		{"window", "record: auto", "window: 100000", []string{"1 to 16384"}},
 		{"bad pattern", "subjects: [orders.>]", `subjects: ["orders.>.x"]`, []string{"no subject pattern"}},
 		{"source is sealed", "stream: SEALED_ORDERS", "stream: ORDERS\n        # again", nil},
+		{"sync interval", "subject: \"sealed.orders.>\"", "subject: \"sealed.>\"\n        sync_interval: never", []string{`sync_interval: invalid duration "never"`}},
 		{"replicas", "replicas: 3", "replicas: 2", []string{"must be 1, 3 or 5"}},
 		{"gateway key as pin", "pins: [N", "pins: [U", []string{"must be the public key of a service"}},
 		{"scope in grant", `["tenant/*"], expires`, `["ten*t"], expires`, []string{"ending in *"}},
@@ -205,7 +208,7 @@ gateway:
   identity: env:KW_TEST_SEED
   keysvc: {nats: hub, pins: [%s]}
   routes:
-    - {name: r, source: {nats: hub, stream: A, after_seal: keep, start: first}, sealed: {nats: hub, stream: B, subject: "s.>"}}
+    - {name: r, source: {nats: hub, stream: A, subjects: [a], after_seal: keep, start: first}, sealed: {nats: hub, stream: B, subject: "s.>"}}
 nats:
   hub: {%s}
 `, pins, tt.conn))

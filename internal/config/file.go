@@ -42,8 +42,6 @@ type Connection struct {
 	TLS TLS `yaml:"tls"`
 	// InboxPrefix replaces _INBOX in reply subjects, where permissions ask for it.
 	InboxPrefix string `yaml:"inbox_prefix"`
-	// Domain is the JetStream domain to use, for a leaf node for instance.
-	Domain string `yaml:"domain"`
 }
 
 // TLS has the files of a TLS connection, all PEM.

@@ -48,6 +48,9 @@ type Route struct {
 	// PadTo pads messages to a multiple of this many bytes, which hides sizes;
 	// at most 4KiB. Default: 0, no padding.
 	PadTo Size `yaml:"pad_to"`
+	// Window is how many messages may await their acknowledgement, at most 16384.
+	// Default: 512.
+	Window int `yaml:"window"`
 	// PassHeaders are headers that stay readable on the sealed message, besides
 	// being sealed in it. Never Nats-* or Keyweir-*. Default: none.
 	PassHeaders []string `yaml:"pass_headers"`
@@ -60,7 +63,7 @@ type Source struct {
 	// Stream holds the plaintext. Memory storage on a server of its own keeps
 	// plaintext off disks. Required.
 	Stream string `yaml:"stream"`
-	// Subjects select what is sealed, NATS patterns. Default: all of the stream.
+	// Subjects select what is sealed: NATS patterns that do not overlap. Required.
 	Subjects []string `yaml:"subjects"`
 	// AfterSeal is "purge", which removes the plaintext once its sealed copy is
 	// safely stored, or "keep". A WorkQueue stream always removes. Required.
@@ -88,6 +91,12 @@ type Sealed struct {
 	Subject string `yaml:"subject"`
 	// Create makes the stream if it is missing. Default: it must exist.
 	Create *Create `yaml:"create"`
+	// SyncInterval is the sync_interval of the server that stores the stream,
+	// which cannot be asked for: plaintext is released that much later than its
+	// sealed copy was acknowledged, since a copy not yet synced may not survive a
+	// power failure. "always" if the server syncs every write; streams with
+	// three replicas, or in memory, do not wait. Default: 2m, the server's.
+	SyncInterval SyncInterval `yaml:"sync_interval"`
 }
 
 // Create says how a missing sealed stream is made. An existing one is not

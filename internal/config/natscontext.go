@@ -33,8 +33,8 @@ type Context struct {
 }
 
 // LoadContext reads a context of the nats CLI, given by name or as the path of
-// its file; "" is the selected one. Values that need the nsc tool or a proxy are
-// refused.
+// its file; "" is the selected one. What is not supported
+// here is refused.
 func LoadContext(name string) (*Context, error) {
 	path, err := contextPath(name)
 	if err != nil {
@@ -51,8 +51,8 @@ func LoadContext(name string) (*Context, error) {
 	if err := json.Unmarshal(data, &c); err != nil {
 		return nil, fmt.Errorf("reading nats context %s: not valid JSON", path)
 	}
-	if c.NSC != "" || c.Socks != "" || c.APIPrefix != "" {
-		return nil, fmt.Errorf("reading nats context %s: nsc, socks_proxy and jetstream_api_prefix are not supported here", path)
+	if c.NSC != "" || c.Socks != "" || c.Domain != "" || c.APIPrefix != "" {
+		return nil, fmt.Errorf("reading nats context %s: nsc, socks_proxy, jetstream_domain and jetstream_api_prefix are not supported here", path)
 	}
 	for _, p := range []*string{&c.Creds, &c.NKey, &c.Cert, &c.Key, &c.CA} {
 		*p = expandHome(*p)

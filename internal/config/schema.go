@@ -34,10 +34,14 @@ func Schema() ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
+const durationPattern = `[0-9]+d|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+|0`
+
 func schemaOf(t reflect.Type, docs map[string]string) map[string]any {
 	switch t {
 	case reflect.TypeFor[Duration]():
-		return map[string]any{"type": "string", "pattern": `^([0-9]+d|([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+|0)$`}
+		return map[string]any{"type": "string", "pattern": `^(` + durationPattern + `)$`}
+	case reflect.TypeFor[SyncInterval]():
+		return map[string]any{"type": "string", "pattern": `^(always|` + durationPattern + `)$`}
 	case reflect.TypeFor[Size]():
 		return map[string]any{"type": []string{"integer", "string"}, "pattern": `^[0-9]+ *([KMGT]iB|kB|[MGT]?B)?$`}
 	case reflect.TypeFor[SecretRef]():

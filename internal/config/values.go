@@ -47,6 +47,22 @@ func (d Duration) Or(def time.Duration) time.Duration {
 
 func (d Duration) String() string { return time.Duration(d).String() }
 
+// SyncInterval is a [Duration], or "always".
+type SyncInterval struct {
+	Always   bool
+	Interval Duration // 0: not said
+}
+
+// UnmarshalText parses a sync interval.
+func (s *SyncInterval) UnmarshalText(b []byte) error {
+	if string(b) == "always" {
+		*s = SyncInterval{Always: true}
+		return nil
+	}
+	*s = SyncInterval{}
+	return s.Interval.UnmarshalText(b)
+}
+
 // Size is a number of bytes: plain, or with a unit of 1024 (KiB, MiB, GiB, TiB)
 // or of 1000 (kB, MB, GB, TB).
 type Size int64
