@@ -51,18 +51,21 @@ var links = []struct {
 	{"internal/strictjson", []string{everything}, nil, "it decodes signed requests in every client: standard library only"},
 	{
 		"keysvc",
-		[]string{everything}, slices.Concat(client, own("internal/envelope", "internal/strictjson")),
+		[]string{everything},
+		slices.Concat(client, own("internal/envelope", "internal/strictjson")),
 		"contract and client are linked by applications: nats.go and the standard library",
 	},
 	{
 		"streams",
-		[]string{everything}, slices.Concat(client, own("keysvc", "internal/envelope", "internal/strictjson")),
+		[]string{everything},
+		slices.Concat(client, own("keysvc", "internal/envelope", "internal/strictjson")),
 		"applications link it: Pebble alone would add 28 modules and 8.5 MiB, nats-server 9.9 MiB",
 	},
 	{"streams", []string{keyserver, providers}, nil, "a reader reaches authorities through a key service only"},
 	{
 		"streams/streamstest",
-		[]string{aws, natsSrv, otel, pebble, prom, keyserver, providers}, nil,
+		[]string{aws, natsSrv, otel, pebble, prom, keyserver, providers},
+		nil,
 		"users' tests link it",
 	},
 	{

@@ -2,7 +2,6 @@ package embednats
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -47,7 +46,7 @@ func (l *serverLog) Tracef(string, ...any) {}
 func (l *serverLog) Fatalf(format string, v ...any) {
 	l.mu.Lock()
 	if l.err == nil {
-		l.err = errors.New(fmt.Sprintf(format, v...))
+		l.err = fmt.Errorf(format, v...)
 	}
 	l.mu.Unlock()
 	l.write(slog.LevelError, format, v)

@@ -280,6 +280,7 @@ func TestTypes(t *testing.T) {
 			N int "json:\"a\u0000b\""
 		}
 		dash struct {
+			//lint:ignore SA5008 a member named "-" is what is tested
 			N int `json:"-,"`
 		}
 		intKeys map[int]string
