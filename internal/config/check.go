@@ -282,8 +282,13 @@ func (c *checker) keysvc(path string, k *Keysvc) {
 	for i, g := range k.Grants {
 		c.grant(fmt.Sprintf("%s.grants[%d]", path, i), g)
 	}
-	if k.Directory.Bucket != "" && !isToken(k.Directory.Bucket) {
-		c.fail(path+".directory.bucket", "%q must be 1 to 64 letters, digits, - and _", k.Directory.Bucket)
+	for i, p := range k.Directory.Signers {
+		c.publicKey(fmt.Sprintf("%s.directory.signers[%d]", path, i), p, nkeys.PrefixByteServer, "N a service (N...)")
+	}
+	for key, n := range map[string]int{"workers": k.Workers, "cache": k.Cache} {
+		if n < 0 || n > 1<<24 {
+			c.fail(path+"."+key, "must be from 1 to 16777216")
+		}
 	}
 	c.replicas(path+".directory.replicas", k.Directory.Replicas)
 }
@@ -294,10 +299,12 @@ func (c *checker) scope(path string, s Scope) {
 	if len(s.Authorities) != 1 {
 		c.fail(path+".authorities", "the scheme single takes one authority, got %d", len(s.Authorities))
 	}
-	for i, a := range s.Authorities {
-		if _, ok := c.Keysvc.Authorities[a]; !ok {
-			c.fail(fmt.Sprintf("%s.authorities[%d]", path, i), "no authority %q in keysvc.authorities%s",
-				a, didYouMean(a, sorted(c.Keysvc.Authorities)))
+	for key, names := range map[string][]string{"authorities": s.Authorities, "accept": s.Accept} {
+		for i, a := range names {
+			if _, ok := c.Keysvc.Authorities[a]; !ok {
+				c.fail(fmt.Sprintf("%s.%s[%d]", path, key, i), "no authority %q in keysvc.authorities%s",
+					a, didYouMean(a, sorted(c.Keysvc.Authorities)))
+			}
 		}
 	}
 	for _, name := range sorted(s.Context) {
@@ -305,8 +312,18 @@ func (c *checker) scope(path string, s Scope) {
 			c.fail(path+".context."+name, "names starting keyweir- are reserved")
 		}
 	}
-	if s.Reuse.Or(5*time.Minute) > 24*time.Hour*366 {
-		c.fail(path+".reuse", "at most a year")
+	for key, d := range map[string]Duration{"reuse": s.Reuse, "lease": s.Lease} {
+		if d != 0 && (d < Duration(time.Second) || d > Duration(24*time.Hour)) {
+			c.fail(path+"."+key, "must be from 1s to 24h")
+		}
+	}
+	for key, d := range map[string]Duration{"seal": s.Stale.Seal, "open": s.Stale.Open} {
+		if d > Duration(30*24*time.Hour) {
+			c.fail(path+".stale."+key, "at most 30d")
+		}
+	}
+	if s.Budget.Messages < 0 || s.Budget.Messages > 1<<32-1 || s.Budget.Bytes > 64<<30 {
+		c.fail(path+".budget", "at most 4294967295 messages and 64GiB")
 	}
 }
 

@@ -249,7 +249,7 @@ func (Nonces) Values() []string { return []string{"counter", "random"} }
 func (Storage) Values() []string { return []string{"file", "memory"} }
 
 // Values lists what the file may say.
-func (KeysMode) Values() []string { return []string{"direct"} }
+func (KeysMode) Values() []string { return []string{"direct", "managed"} }
 
 // Values lists what the file may say.
 func (SchemeName) Values() []string { return []string{"single"} }
