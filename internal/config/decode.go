@@ -141,13 +141,13 @@ func (d *decoder) decode(n ast.Node, v reflect.Value, path string) {
 			return
 		}
 		v.SetBool(b.Value)
-	case reflect.Int:
-		i, err := strconv.Atoi(scalar(n))
+	case reflect.Int, reflect.Int64:
+		i, err := strconv.ParseInt(scalar(n), 10, v.Type().Bits())
 		if err != nil {
 			d.fail(n, path, "must be a whole number")
 			return
 		}
-		v.SetInt(int64(i))
+		v.SetInt(i)
 	case reflect.Float64:
 		x, err := strconv.ParseFloat(scalar(n), 64)
 		if err != nil {

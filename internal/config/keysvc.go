@@ -83,7 +83,7 @@ type Stale struct {
 // Budget bounds what is sealed in one session.
 type Budget struct {
 	// Messages is their number. Default: 4294967295.
-	Messages int `yaml:"messages"`
+	Messages int64 `yaml:"messages"`
 	// Bytes counts payload and sealed headers; at most 64GiB. Default: 64GiB.
 	Bytes Size `yaml:"bytes"`
 }

@@ -83,7 +83,7 @@ func schemaOf(t reflect.Type, docs map[string]string) map[string]any {
 		return map[string]any{"type": "array", "items": schemaOf(t.Elem(), docs)}
 	case reflect.Bool:
 		return map[string]any{"type": "boolean"}
-	case reflect.Int:
+	case reflect.Int, reflect.Int64:
 		return map[string]any{"type": "integer"}
 	case reflect.Float64:
 		return map[string]any{"type": "number"}
