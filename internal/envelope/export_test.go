@@ -1,0 +1,16 @@
+package envelope
+
+// SessionSubkey exposes the derivation of a session's AES key.
+func SessionSubkey(k DataKey, id KeyID, salt Salt) []byte {
+	return sessionSubkey(k, SuiteHKDFSHA256AES256GCM, id, salt).b[:]
+}
+
+// Advance pretends that the session sealed so much already.
+func (s *Session) Advance(messages, bytes uint64) { s.sealed, s.bytes = messages, bytes }
+
+// Sessions returns how many sessions the reader keeps.
+func (r *KeyReader) Sessions() (listed, indexed int, last bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.recent.Len(), len(r.sessions), r.last.Load() != nil
+}
