@@ -1,6 +1,7 @@
 package awskms
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -40,8 +41,19 @@ func newTransport(configured aws.HTTPClient, attempt time.Duration) *transport {
 	}}
 }
 
-// Do implements the SDK's HTTPClient.
+// Do implements the SDK's HTTPClient. It sends a copy of the body: the SDK closes
+// its own as soon as the header of the answer is there, which, if the answer is
+// quick, breaks the connection under the rest of it.
 func (t *transport) Do(req *http.Request) (*http.Response, error) {
+	if req.Body != nil {
+		b, err := io.ReadAll(req.Body)
+		if err != nil {
+			return nil, err
+		}
+		req = req.Clone(req.Context())
+		req.Body = io.NopCloser(bytes.NewReader(b))
+		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+	}
 	resp, err := t.client.Do(req)
 	if err != nil {
 		return nil, err
