@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 
@@ -28,10 +30,11 @@ type ClientConfig struct {
 	Conn    *nats.Conn // required; the caller closes it
 	Service string     // required: name of the service, a subject token
 	// Pins are the public keys (N...) of the service that are accepted, at least
-	// one. The first is the audience of requests; two are for rotation.
+	// one. Two are for rotation: requests are addressed to the one that answered last.
 	Pins     []string
 	Identity Identity // required: who asks (U...)
-	// Timeout bounds a call whose context has no deadline of its own; 0 means 5 s.
+	// Timeout bounds a call whose context has no deadline of its own; 0 means 5 s,
+	// negative is refused.
 	Timeout time.Duration
 	// Suite is the exchange suite; "" means [DefaultSuite].
 	Suite string
@@ -42,6 +45,7 @@ type Client struct {
 	cfg ClientConfig
 	kem hpke.KEM
 	bad atomic.Uint64
+	pin atomic.Uint32 // index of the pin that answered last
 
 	mu        sync.Mutex // guards the ephemeral key
 	ephemeral hpke.PrivateKey
@@ -53,15 +57,22 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if cfg.Conn == nil || cfg.Identity == nil {
 		return nil, fmt.Errorf("%w: client needs Conn and Identity", ErrInvalid)
 	}
+	if p := cfg.Identity.Public(); checkPublic(p) != nil || p[0] != 'U' {
+		return nil, fmt.Errorf("%w: the identity is not one of a requester (U...)", ErrInvalid)
+	}
+	if cfg.Timeout < 0 {
+		return nil, fmt.Errorf("%w: timeout of %v", ErrInvalid, cfg.Timeout)
+	}
 	if err := CheckName(cfg.Service); err != nil {
 		return nil, fmt.Errorf("checking service: %w", err)
 	}
 	if len(cfg.Pins) == 0 {
 		return nil, fmt.Errorf("%w: client needs at least one pin", ErrInvalid)
 	}
-	for _, p := range cfg.Pins {
-		if err := checkPublic(p); err != nil || p[0] != 'N' {
-			return nil, fmt.Errorf("%w: pin %q is not the public key of a service (N...)", ErrInvalid, p)
+	cfg.Pins = slices.Clone(cfg.Pins)
+	for i, p := range cfg.Pins {
+		if checkPublic(p) != nil || p[0] != 'N' { // not repeated: it may be a seed
+			return nil, fmt.Errorf("%w: pin %d is not the public key of a service (N...)", ErrInvalid, i+1)
 		}
 	}
 	if cfg.Timeout == 0 {
@@ -85,6 +96,11 @@ func (c *Client) BadReplies() uint64 { return c.bad.Load() }
 // answers have the order of the subjects, each with an error of its own. Needs
 // the permission "generate" on the scopes.
 func (c *Client) Generate(ctx context.Context, subjects []string) ([]SealKey, error) {
+	for i, s := range subjects {
+		if !utf8.ValidString(s) { // JSON would silently make another subject of it
+			return nil, fmt.Errorf("%w: subject %d (%.64q) is not UTF-8", ErrInvalid, i+1, s)
+		}
+	}
 	var res GenerateResult
 	sent, err := c.call(ctx, OpGenerate, len(subjects), GenerateArgs{subjects}, &res)
 	if err != nil {
@@ -217,8 +233,12 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 // it try again sooner. A try gets a fresh nonce, and an answer to any of the
 // tries counts: all operations here are idempotent.
 func (c *Client) call(ctx context.Context, op string, n int, args, result any) (sent time.Time, err error) {
+	var none time.Time
 	if n < 1 || n > MaxBatch {
-		return sent, fmt.Errorf("%w: batch of %d, want 1 to %d", ErrInvalid, n, MaxBatch)
+		return none, fmt.Errorf("%w: batch of %d, want 1 to %d", ErrInvalid, n, MaxBatch)
+	}
+	if err := ctx.Err(); err != nil {
+		return none, fmt.Errorf("%w: %s: %w", ErrUnavailable, op, err)
 	}
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -227,35 +247,38 @@ func (c *Client) call(ctx context.Context, op string, n int, args, result any) (
 	}
 	eph, err := c.ephemeralKey()
 	if err != nil {
-		return sent, err
+		return none, err
 	}
 	inbox := c.cfg.Conn.NewInbox()
 	replies := make(chan *nats.Msg, 64)
 	sub, err := c.cfg.Conn.ChanSubscribe(inbox+".*", replies)
 	if err != nil {
-		return sent, fmt.Errorf("%w: %v", ErrUnavailable, err)
+		return none, fmt.Errorf("%w: %s: %w", ErrUnavailable, op, err)
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 
-	type try struct {
-		hash [32]byte
-		pin  string
-		sent time.Time
-	}
 	var tries []try
 	cause := errors.New("no answer")
 	pause := retryAfter
+	pin := int(c.pin.Load())
 	for {
-		pin := c.cfg.Pins[len(tries)%len(c.cfg.Pins)]
-		data, hash, err := encodeRequest(c.cfg.Identity, pin, op, c.cfg.Suite, eph, args)
+		start := time.Now() // before anything of the request exists: leases count from here
+		data, hash, err := encodeRequest(c.cfg.Identity, c.cfg.Pins[pin], op, c.cfg.Suite, eph, args)
 		if err != nil {
-			return sent, err
+			return none, err
 		}
-		tries = append(tries, try{hash, pin, time.Now()})
+		tries = append(tries, try{hash, pin, start})
 		reply := inbox + "." + strconv.Itoa(len(tries)-1)
 		if err := c.cfg.Conn.PublishRequest(Subject(c.cfg.Service, op), reply, data); err != nil {
-			cause = err // reconnecting, or closed: the next try tells
+			switch {
+			case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrConnectionDraining):
+				return none, fmt.Errorf("%w: %s: %w", ErrUnavailable, op, err)
+			case errors.Is(err, nats.ErrMaxPayload):
+				return none, fmt.Errorf("%w: %s request of %d bytes: %w", ErrInvalid, op, len(data), err)
+			}
+			cause = err // reconnecting: a later try tells
 		}
+		pin = (pin + 1) % len(c.cfg.Pins)
 		again := time.NewTimer(pause + rand.N(pause/4))
 		for waiting := true; waiting; {
 			select {
@@ -268,26 +291,53 @@ func (c *Client) call(ctx context.Context, op string, n int, args, result any) (
 					cause = nats.ErrNoResponders
 					continue
 				}
-				err = decodeReply(m.Data, tries[i].pin, tries[i].hash, eph, result)
+				signer, err := c.decode(m.Data, tries[i], eph, result)
 				switch {
 				case errors.Is(err, ErrBadReply):
 					c.bad.Add(1)
 					cause = err
 				case errors.Is(err, ErrBusy):
 					cause = err
+				case signer != tries[i].pin && errors.Is(err, ErrInvalid):
+					// The service goes by another of its pins, to which the request
+					// was not addressed. At once, but only once around.
+					cause, pin = err, signer
+					waiting = len(tries) >= len(c.cfg.Pins)
 				default:
 					again.Stop()
+					c.pin.Store(uint32(signer))
 					return tries[i].sent, err
 				}
 			case <-again.C:
 				waiting = false
 			case <-ctx.Done():
 				again.Stop()
-				return sent, fmt.Errorf("%w: %s from service %q after %d tries: %w", ErrUnavailable, op, c.cfg.Service, len(tries), cause)
+				return none, fmt.Errorf("%w: %s from service %q after %d tries: %w (%w)",
+					ErrUnavailable, op, c.cfg.Service, len(tries), cause, ctx.Err())
 			}
 		}
+		again.Stop()
 		pause = min(2*pause, 2*time.Second)
 	}
+}
+
+// try is one sending of a request.
+type try struct {
+	hash [32]byte
+	pin  int // index of the pin that is the audience
+	sent time.Time
+}
+
+// decode checks a reply against the pins, the audience first, and says which of
+// them signed it.
+func (c *Client) decode(data []byte, t try, eph hpke.PrivateKey, result any) (signer int, err error) {
+	for i := range c.cfg.Pins {
+		signer = (t.pin + i) % len(c.cfg.Pins)
+		if err = decodeReply(data, c.cfg.Pins[signer], t.hash, eph, result); !errors.Is(err, ErrBadReply) {
+			break
+		}
+	}
+	return signer, err
 }
 
 // ephemeralKey returns the key pair results are sealed to: drawn anew every few

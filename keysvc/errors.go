@@ -3,6 +3,8 @@ package keysvc
 import (
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 	"time"
 )
 
@@ -77,10 +79,7 @@ func ToWire(err error) *WireError {
 	}
 	for _, c := range codes {
 		if errors.Is(err, c.err) {
-			w := &WireError{Code: c.code, Text: err.Error()}
-			if len(w.Text) > maxErrorText {
-				w.Text = w.Text[:maxErrorText]
-			}
+			w := &WireError{Code: c.code, Text: bounded(err.Error())}
 			var skew *ClockSkewError
 			if errors.As(err, &skew) {
 				w.OffsetMillis = skew.Offset.Milliseconds()
@@ -98,18 +97,35 @@ func (w *WireError) Err() error {
 		return nil
 	}
 	if w.Code == "clock_skew" {
-		return &ClockSkewError{Offset: time.Duration(w.OffsetMillis) * time.Millisecond}
+		ms := min(max(w.OffsetMillis, -maxOffset), maxOffset)
+		return &ClockSkewError{Offset: time.Duration(ms) * time.Millisecond}
 	}
 	for _, c := range codes {
 		if w.Code == c.code {
-			return &serviceError{text: w.Text, sentinel: c.err}
+			text := bounded(w.Text)
+			if !strings.HasPrefix(text, c.err.Error()) {
+				text = strings.TrimSuffix(c.err.Error()+": "+text, ": ")
+			}
+			return &serviceError{text: text, sentinel: c.err}
 		}
 	}
-	return fmt.Errorf("%w: error code %q", ErrUnsupported, w.Code)
+	return fmt.Errorf("%w: error code %.32q", ErrUnsupported, w.Code)
 }
 
-// serviceError keeps the service's own words, which already begin with the
-// sentinel's text.
+// maxOffset is the largest offset, in milliseconds, that fits a time.Duration.
+const maxOffset = math.MaxInt64 / int64(time.Millisecond)
+
+// bounded cuts text to maxErrorText, between two characters.
+func bounded(text string) string {
+	text = strings.ToValidUTF8(text, "?")
+	if len(text) > maxErrorText {
+		text = strings.ToValidUTF8(text[:maxErrorText], "")
+	}
+	return text
+}
+
+// serviceError keeps the service's own words, which begin with the sentinel's
+// text.
 type serviceError struct {
 	text     string
 	sentinel error

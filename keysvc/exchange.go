@@ -49,7 +49,7 @@ func suiteKEM(name string) (hpke.KEM, error) {
 			return s.kem(), nil
 		}
 	}
-	return nil, fmt.Errorf("%w: exchange suite %q", ErrUnsupported, name)
+	return nil, fmt.Errorf("%w: exchange suite %.64q", ErrUnsupported, name)
 }
 
 const labelReply = "keyweir/v1/reply"

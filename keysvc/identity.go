@@ -1,14 +1,14 @@
 package keysvc
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
-	"strings"
 
 	"github.com/nats-io/nkeys"
 )
@@ -43,9 +43,11 @@ func (i *nkeyIdentity) Sign(data []byte) ([]byte, error) {
 	return i.pair.Sign(data)
 }
 
-// String keeps the seed out of logs.
-func (i *nkeyIdentity) String() string   { return i.public }
-func (i *nkeyIdentity) GoString() string { return i.public }
+// Format keeps the seed out of logs, whatever the verb.
+func (i *nkeyIdentity) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, i.public) }
+func (i *nkeyIdentity) String() string               { return i.public }
+func (i *nkeyIdentity) GoString() string             { return i.public }
+func (i *nkeyIdentity) MarshalText() ([]byte, error) { return []byte(i.public), nil }
 
 // NewIdentity draws an identity. The seed is what [LoadIdentity] reads; it is
 // secret.
@@ -64,7 +66,7 @@ func NewIdentity(k Kind) (id Identity, seed []byte, err error) {
 // ParseIdentity reads a seed (SU... or SN...), ignoring blank space around it.
 // The error never repeats the seed.
 func ParseIdentity(seed []byte) (Identity, error) {
-	pair, err := nkeys.FromSeed([]byte(strings.TrimSpace(string(seed))))
+	pair, err := nkeys.FromSeed(bytes.TrimSpace(seed))
 	if err != nil {
 		return nil, fmt.Errorf("%w: not an nkey seed", ErrInvalid)
 	}
@@ -78,30 +80,47 @@ func ParseIdentity(seed []byte) (Identity, error) {
 	return &nkeyIdentity{pair, public}, nil
 }
 
+// maxSeedFile bounds what LoadIdentity reads: a seed has 58 bytes.
+const maxSeedFile = 1024
+
 // LoadIdentity reads a seed file. A file that others may read is refused.
 func LoadIdentity(path string) (Identity, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("loading identity: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat() // of what is open, not of what the path names next
 	if err != nil {
 		return nil, fmt.Errorf("loading identity: %w", err)
 	}
 	if perm := info.Mode().Perm(); info.Mode().IsRegular() && perm&0o077 != 0 {
 		return nil, fmt.Errorf("loading identity: %s has mode %v, want %v or stricter", path, perm, fs.FileMode(0o600))
 	}
-	seed, err := os.ReadFile(path)
-	if err != nil {
+	seed := make([]byte, maxSeedFile)
+	defer clear(seed)
+	n, err := io.ReadFull(f, seed)
+	switch {
+	case err == nil:
+		return nil, fmt.Errorf("loading identity from %s: %w: not an nkey seed: %d bytes or more", path, ErrInvalid, maxSeedFile)
+	case err != io.EOF && err != io.ErrUnexpectedEOF:
 		return nil, fmt.Errorf("loading identity: %w", err)
 	}
-	defer clear(seed)
-	id, err := ParseIdentity(seed)
+	id, err := ParseIdentity(seed[:n])
 	if err != nil {
 		return nil, fmt.Errorf("loading identity from %s: %w", path, err)
 	}
 	return id, nil
 }
 
+// publicSize is the length of a public key in text. base32 skips line breaks, so
+// without it one key would have many spellings.
+const publicSize = 56
+
+// checkPublic never repeats what it refuses: somebody may have given a seed.
 func checkPublic(public string) error {
-	if !nkeys.IsValidPublicUserKey(public) && !nkeys.IsValidPublicServerKey(public) {
-		return fmt.Errorf("%w: %q is not a public key of a requester (U...) or a service (N...)", ErrInvalid, public)
+	if len(public) != publicSize || !nkeys.IsValidPublicUserKey(public) && !nkeys.IsValidPublicServerKey(public) {
+		return fmt.Errorf("%w: not a public key of a requester (U...) or a service (N...)", ErrInvalid)
 	}
 	return nil
 }
@@ -152,5 +171,3 @@ func VerifyPurpose(public, purpose string, body, sig []byte) error {
 	}
 	return nil
 }
-
-func b64(b []byte) string { return base64.StdEncoding.EncodeToString(b) }

@@ -65,6 +65,9 @@ func decodeReply(data []byte, pin string, request [32]byte, eph hpke.PrivateKey,
 		return fmt.Errorf("%w: reply to another request", ErrBadReply)
 	}
 	if b.Error != nil {
+		if len(b.Sealed) > 0 {
+			return fmt.Errorf("%w: an error and a result", ErrBadReply)
+		}
 		return b.Error.Err()
 	}
 	plain, err := openResult(eph, request, b.Sealed)

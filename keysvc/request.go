@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/keyweir/keyweir/internal/strictjson"
@@ -43,7 +44,8 @@ type RequestCheck struct {
 	// NotBefore refuses requests signed before it: the start of the instance,
 	// which has no memory of older nonces.
 	NotBefore time.Time
-	// Enrolled says whether a public key is known. Unknown ones cost no signature check.
+	// Enrolled says whether a public key is known; nil knows none. Unknown ones
+	// cost no signature check.
 	Enrolled func(public string) bool
 	// Suites are the exchange suites served; nil means all of Suites().
 	Suites []string
@@ -67,7 +69,7 @@ func DecodeRequest(data []byte, c RequestCheck) (*Request, error) {
 	if err := strictjson.Unmarshal(body, &b); err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrInvalid, err)
 	}
-	if !c.Enrolled(b.Principal) {
+	if c.Enrolled == nil || !c.Enrolled(b.Principal) {
 		return nil, fmt.Errorf("%w: principal %.64q is not enrolled", ErrDenied, b.Principal)
 	}
 	if err := VerifyPurpose(b.Principal, PurposeRequest, body, sig); err != nil {
@@ -89,7 +91,7 @@ func DecodeRequest(data []byte, c RequestCheck) (*Request, error) {
 	if len(b.Nonce) < MinNonce || len(b.Nonce) > MaxNonce {
 		return nil, fmt.Errorf("%w: nonce of %d bytes, want %d to %d", ErrInvalid, len(b.Nonce), MinNonce, MaxNonce)
 	}
-	if c.Suites != nil && !contains(c.Suites, b.Suite) {
+	if c.Suites != nil && !slices.Contains(c.Suites, b.Suite) {
 		return nil, fmt.Errorf("%w: exchange suite %.64q", ErrUnsupported, b.Suite)
 	}
 	kem, err := suiteKEM(b.Suite)
@@ -104,15 +106,6 @@ func DecodeRequest(data []byte, c RequestCheck) (*Request, error) {
 		Op: b.Op, Principal: b.Principal, Time: at, Nonce: b.Nonce,
 		Hash: RequestHash(data), args: b.Args, ephemeral: eph,
 	}, nil
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // encodeRequest signs a request to audience and returns it with its hash.

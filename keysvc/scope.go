@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // MaxScope is the longest scope in bytes.
@@ -64,6 +65,9 @@ func compileRule(r ScopeRule) (compiledRule, error) {
 			return c, fmt.Errorf("%w: token %q mixes a wildcard with text", ErrInvalid, t)
 		}
 	}
+	if !utf8.ValidString(r.Scope) {
+		return c, fmt.Errorf("%w: the scope is not UTF-8", ErrInvalid)
+	}
 	rest := r.Scope
 	for rest != "" {
 		text, after, found := strings.Cut(rest, "{{")
@@ -95,8 +99,12 @@ func (s *ScopeRules) Rules() []ScopeRule { return append([]ScopeRule(nil), s.rul
 
 // Scope computes the scope of an origin subject and the place of the rule that
 // matched, from 0. [ErrNoScope] if no rule matches or the scope would exceed
-// MaxScope; [ErrInvalid] for a subject with empty or wildcard tokens.
+// MaxScope; [ErrInvalid] for a subject with empty or wildcard tokens, blanks or
+// bytes that are not UTF-8, which neither JSON nor a key record can carry.
 func (s *ScopeRules) Scope(subject string) (scope string, rule int, err error) {
+	if !utf8.ValidString(subject) {
+		return "", 0, fmt.Errorf("%w: subject %.64q is not UTF-8", ErrInvalid, subject)
+	}
 	tokens := strings.Split(subject, ".")
 	for _, t := range tokens {
 		if t == "" || t == "*" || t == ">" || strings.ContainsAny(t, " \t\r\n") {
