@@ -198,8 +198,9 @@ func (s *Session) Close() { s.aead, s.closed = nil, true }
 // append does; a dst with room for [Session.SealedSize] bytes makes it
 // allocation-free. On an error dst's contents up to its length are untouched,
 // nothing of the session is spent and nil is returned: [ErrInvalid] for a meta
-// or an envelope that breaks a maximum, or a payload that overlaps the bytes to
-// be written; [ErrSessionEnded] at a limit.
+// or an envelope that breaks a maximum or exceeds MaxBytes all by itself, or a
+// payload that overlaps the bytes to be written; [ErrSessionEnded] at a limit,
+// and from then on.
 func (s *Session) Seal(dst []byte, m *Meta, payload []byte) ([]byte, error) {
 	l, err := m.measure()
 	if err != nil {
@@ -215,8 +216,8 @@ func (s *Session) Seal(dst []byte, m *Meta, payload []byte) ([]byte, error) {
 			plain += pad
 		}
 	}
-	if s.closed || s.self != s || s.sealed >= s.cfg.MaxMessages || uint64(plain) > s.cfg.MaxBytes-s.bytes {
-		return nil, s.ended()
+	if uint64(plain) > s.cfg.MaxBytes-s.bytes || s.sealed >= s.cfg.MaxMessages || s.closed || s.self != s {
+		return nil, s.refuse(plain)
 	}
 	flags := Flags(0)
 	var record []byte
@@ -263,7 +264,12 @@ func (s *Session) Seal(dst []byte, m *Meta, payload []byte) ([]byte, error) {
 	return dst[:start+size], nil
 }
 
-func (s *Session) ended() error {
+// refuse ends the session, unless its very first message could not be sealed either.
+func (s *Session) refuse(plain int) error {
+	if !s.closed && s.self == s && uint64(plain) > s.cfg.MaxBytes {
+		return fmt.Errorf("%w: %d bytes of meta and payload, the whole session may seal %d", ErrInvalid, plain, s.cfg.MaxBytes)
+	}
+	s.Close()
 	return fmt.Errorf("%w after %d messages", ErrSessionEnded, s.sealed)
 }
 
