@@ -114,7 +114,9 @@ func LoadProfile(path string) (*Profile, error) {
 // Validate says what is wrong with p, all of it.
 func (p *Profile) Validate() error {
 	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("checking profile: "+format, args...)) }
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("checking profile: "+format, args...))
+	}
 	if p.Version != profileVersion {
 		bad("version %d, want %d", p.Version, profileVersion)
 	}
