@@ -277,7 +277,7 @@ func TestVerifyNamesTheRecord(t *testing.T) {
 	}
 	// The same over the whole log, at random places, every byte value included.
 	rng := rand.New(rand.NewPCG(7, 7))
-	for range 60 {
+	for range 12 {
 		i, j := rng.IntN(n-1), rng.IntN(n-1)
 		if i > j {
 			i, j = j, i
@@ -379,10 +379,13 @@ func TestLogWithoutStateIsRefused(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	s := mustOpen(f, f.TempDir())
-	write(f, s, 2)
-	for _, raw := range raws(f, s) {
-		f.Add(raw)
+	// No store here: its goroutines would look like new coverage to the fuzzer.
+	rows, _, err := new(audit.Chain).Sequence(nil, []any{record(1), record(2)})
+	if err != nil || len(rows) != 2 {
+		f.Fatalf("Sequence = %d rows, %v", len(rows), err)
+	}
+	for _, row := range rows {
+		f.Add(row.Value)
 	}
 	f.Add([]byte(`{}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
