@@ -29,9 +29,7 @@ func NewDataKey(b []byte) (DataKey, error) {
 	if len(b) != DataKeySize {
 		return DataKey{}, fmt.Errorf("%w: data key of %d bytes, want %d", ErrInvalid, len(b), DataKeySize)
 	}
-	s := new(secret)
-	copy(s.b[:], b)
-	k := DataKey{s: s}
+	k := DataKey{s: newSecret([DataKeySize]byte(b))}
 	if k.IsZero() {
 		return DataKey{}, fmt.Errorf("%w: data key is all zero", ErrInvalid)
 	}
@@ -40,15 +38,15 @@ func NewDataKey(b []byte) (DataKey, error) {
 
 // GenerateDataKey draws a data key from crypto/rand.
 func GenerateDataKey() DataKey {
-	s := new(secret)
+	s := newSecret([DataKeySize]byte{})
 	rand.Read(s.b[:])
 	return DataKey{s: s}
 }
 
 // IsZero reports whether k holds no key, or only zeros: never set, or cleared.
 func (k DataKey) IsZero() bool {
-	var zero secret
-	return k.s == nil || subtle.ConstantTimeCompare(k.s.b[:], zero.b[:]) == 1
+	var zero [DataKeySize]byte
+	return k.s == nil || subtle.ConstantTimeCompare(k.s.b[:], zero[:]) == 1
 }
 
 // Equal compares in constant time. A zero key equals nothing.
@@ -122,5 +120,5 @@ func sessionSubkey(k DataKey, suite Suite, id KeyID, salt Salt) *secret {
 	info = append(info, labelSeal...)
 	info = append(info, byte(suite))
 	info = append(info, id[:]...)
-	return &secret{derive(k.s, salt[:], string(info))}
+	return newSecret(derive(k.s, salt[:], string(info)))
 }

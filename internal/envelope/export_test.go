@@ -14,3 +14,10 @@ func (r *KeyReader) Sessions() (listed, indexed int, last bool) {
 	defer r.mu.Unlock()
 	return r.recent.Len(), len(r.sessions), r.last.Load() != nil
 }
+
+// Keeps reports whether the reader keeps the session of salt.
+func (r *KeyReader) Keeps(salt Salt) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sessions[sessionKey{SuiteHKDFSHA256AES256GCM, salt}] != nil
+}

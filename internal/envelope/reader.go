@@ -3,7 +3,6 @@ package envelope
 import (
 	"bytes"
 	"container/list"
-	"crypto/cipher"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -46,7 +45,7 @@ type sessionKey struct {
 
 type readSession struct {
 	key  sessionKey
-	aead cipher.AEAD
+	aead *hidden
 }
 
 // NewKeyReader makes a reader for the key that record describes; key must match
@@ -63,7 +62,7 @@ func NewKeyReader(record *Record, key DataKey, sessions int) (*KeyReader, error)
 	if err != nil {
 		return nil, err
 	}
-	own := &secret{key.s.b}
+	own := newSecret(*key.s.b)
 	return &KeyReader{
 		id: record.Core.ID(), core: core, max: sessions,
 		key: DataKey{s: own}, sessions: make(map[sessionKey]*list.Element),
@@ -145,10 +144,10 @@ func (r *KeyReader) session(k sessionKey) (s *readSession, known bool, err error
 		r.mu.Unlock()
 		return s, true, nil
 	}
-	key := secret{r.key.s.b} // a copy, so that deriving holds no lock
+	key := newSecret(*r.key.s.b) // a copy, so that deriving holds no lock
 	r.mu.Unlock()
 	defer clear(key.b[:])
-	sub := sessionSubkey(DataKey{s: &key}, k.suite, r.id, k.salt)
+	sub := sessionSubkey(DataKey{s: key}, k.suite, r.id, k.salt)
 	defer clear(sub.b[:])
 	aead, err := newAEAD(sub, true)
 	if err != nil {

@@ -1,6 +1,7 @@
 package envelope
 
 import (
+	"crypto/cipher"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +14,10 @@ const redactedText = "[redacted]"
 // "[redacted]" under every fmt verb, slog, JSON and text, and refuse to be
 // serialised as binary or gob.
 //
-// fmt ignores methods on unexported fields and under a wrong %p and falls back
-// to reflection. Secret bytes therefore stand behind a pointer inside these
-// types, so that reflection prints an address.
+// fmt ignores methods on unexported fields and falls back to reflection; there
+// it prints pointers as addresses, except that a verb which does not fit a
+// pointer (%s, %q, %t, ...) makes it follow one pointer. Secrets therefore stand
+// behind two pointers inside these types, see secret and hidden.
 type redacted struct{}
 
 func (redacted) String() string                 { return redactedText }
@@ -30,4 +32,9 @@ func (redacted) GobEncode() ([]byte, error)     { return nil, errSerialise }
 var errSerialise = errors.New("envelope: key material is not serialised")
 
 // secret is 32 bytes of key material, always held by pointer.
-type secret struct{ b [32]byte }
+type secret struct{ b *[32]byte }
+
+func newSecret(b [32]byte) *secret { return &secret{&b} }
+
+// hidden is a cipher, whose key schedule is as good as the key, always held by pointer.
+type hidden struct{ cipher.AEAD }

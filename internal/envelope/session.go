@@ -134,7 +134,7 @@ type SessionConfig struct {
 type Session struct {
 	redacted
 	self   *Session // tells a copy from the original
-	aead   cipher.AEAD
+	aead   *hidden
 	header [HeaderSize]byte // of an envelope without record
 	record []byte
 	cfg    SessionConfig
@@ -171,15 +171,20 @@ func (g *Grant) Session(cfg SessionConfig) (*Session, error) {
 	return s, nil
 }
 
-func newAEAD(k *secret, random bool) (cipher.AEAD, error) {
+func newAEAD(k *secret, random bool) (*hidden, error) {
 	block, err := aes.NewCipher(k.b[:])
 	if err != nil {
 		return nil, fmt.Errorf("preparing cipher: %w", err)
 	}
+	newGCM := cipher.NewGCM
 	if random {
-		return cipher.NewGCMWithRandomNonce(block)
+		newGCM = cipher.NewGCMWithRandomNonce
 	}
-	return cipher.NewGCM(block)
+	aead, err := newGCM(block)
+	if err != nil {
+		return nil, fmt.Errorf("preparing cipher: %w", err)
+	}
+	return &hidden{aead}, nil
 }
 
 // KeyID returns the ID of the session's data key.
