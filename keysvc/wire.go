@@ -45,7 +45,9 @@ func CheckName(name string) error {
 }
 
 // Secret is key material inside a result. It marshals as base64, since results
-// are sealed as a whole, and prints as "[redacted]".
+// are sealed as a whole, and prints as "[redacted]". It is for the codecs of both
+// sides, which clear it; what callers get is a [DataKey] or a [Grant], which fmt
+// cannot see through even when a verb is wrong.
 type Secret []byte
 
 func (Secret) String() string             { return "[redacted]" }
