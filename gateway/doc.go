@@ -1,0 +1,52 @@
+// Package gateway relays plaintext JetStream messages to sealed streams, each
+// exactly once and in order.
+//
+// A [Gateway] runs one worker per [Route]. The worker reads the source stream,
+// seals every message into an envelope under the key of its scope, publishes it to
+// the sealed stream, and releases the source message once the sealed copy is safe:
+//
+//	g, err := gateway.New(gateway.Config{
+//		Keys: client, // *keysvc.Client
+//		Routes: []gateway.Route{{
+//			Name:   "orders",
+//			Source: gateway.Source{Conn: landing, Stream: "ORDERS", Subjects: []string{"orders.>"}, AfterSeal: gateway.AfterSealPurge, Start: gateway.StartFirst()},
+//			Sealed: gateway.Sealed{Conn: hub, Stream: "SEALED_ORDERS", Subject: "sealed.orders.>", Create: &gateway.CreateSealed{Replicas: 3}},
+//		}},
+//	})
+//	...
+//	err = g.Run(ctx) // until ctx ends
+//
+// # How nothing is lost or doubled
+//
+// The sealed stream is the checkpoint. A worker reads the position from the
+// message at the stream's last sequence, reads the source from there, and every
+// publish names the sequence it must follow. Whoever else writes makes the next
+// publish fail: the worker then discards what is not acknowledged, reads the
+// position again and goes on. No de-duplication window is involved.
+//
+// Two instances of a gateway may run; a claim in a key-value bucket lets one of
+// them work, and a late holder is harmless.
+//
+// # What stops a route
+//
+// A route that cannot tell for certain where it stands, whose source changed or
+// lost messages, or that meets a message it cannot seal, stops with a
+// [*RouteError] that names the reason and what to do; the other routes go on.
+// Everything else, missing keys among it, is waited for: nothing is skipped, and
+// nothing is ever passed on unsealed.
+//
+// # Limits of the promise
+//
+// JetStream must keep what it acknowledged: across a power failure it does so only
+// with sync_interval: always. Subject names, sizes and times of messages stay
+// visible. See docs/threat-model.md.
+//
+// # Permissions
+//
+// On the source: STREAM.INFO, STREAM.MSG.GET, CONSUMER.CREATE, CONSUMER.LIST,
+// CONSUMER.INFO, CONSUMER.DELETE, CONSUMER.MSG.NEXT, STREAM.PURGE (after_seal:
+// purge) and $JS.ACK (queues) of the stream. On the sealed side: STREAM.INFO,
+// STREAM.MSG.GET and STREAM.CREATE of the stream and of KV_KEYWEIR_claims and
+// KV_KEYWEIR_positions, and publishing to the sealed subjects, which nobody else
+// should be allowed, and to $KV.KEYWEIR_claims.> and $KV.KEYWEIR_positions.>.
+package gateway

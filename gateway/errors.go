@@ -1,0 +1,138 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/nats-io/nats.go"
+
+	"github.com/keyweir/keyweir/keysvc"
+)
+
+// Why a route stops for good. Everything else is retried with a growing pause
+// and shows in [RouteStats].LastError.
+var (
+	// ErrConfig: the route as configured cannot work. Only [New] returns it.
+	ErrConfig = errors.New("gateway: invalid configuration")
+	// ErrSource: the source stream cannot be relayed: its settings contradict the
+	// route's, or another consumer stands in the way.
+	ErrSource = errors.New("gateway: source stream refused")
+	// ErrDestination: the sealed stream is missing, or has a setting that would
+	// break the promise.
+	ErrDestination = errors.New("gateway: sealed stream refused")
+	// ErrSourceChanged: the source stream is not the one the position belongs to:
+	// deleted and made again, or restored from an older backup. Going on could
+	// skip messages that carry sequences already sealed.
+	ErrSourceChanged = errors.New("gateway: source stream changed")
+	// ErrSourceGap: limits removed messages from the source stream before they
+	// were sealed, and the route says to stop then.
+	ErrSourceGap = errors.New("gateway: source messages lost before they were sealed")
+	// ErrPosition: where the relay stands cannot be told for certain: the sealed
+	// stream's last message was written by somebody else, or is gone without a
+	// position record that matches.
+	ErrPosition = errors.New("gateway: position unknown")
+	// ErrNoStart: nothing was relayed yet and the route does not say where to begin.
+	ErrNoStart = errors.New("gateway: start is required on the first run")
+	// ErrTooLarge: one message would exceed what the sealed stream's server takes
+	// once it is sealed.
+	ErrTooLarge = errors.New("gateway: message too large once sealed")
+	// ErrHeaders: one message has more headers than an envelope can carry.
+	ErrHeaders = errors.New("gateway: too many headers")
+	// ErrConnection: a connection of the route was closed for good.
+	ErrConnection = errors.New("gateway: connection closed")
+)
+
+// What ends one attempt only.
+var (
+	// ErrFenced: the sealed stream refused a message because another one was
+	// stored first: somebody else relays this route. The worker reads the
+	// position again; nothing was stored twice.
+	ErrFenced = errors.New("gateway: refused by the fence, another writer was first")
+	// ErrKeys: the key service gave no key to seal with. The route waits.
+	ErrKeys = errors.New("gateway: no key to seal with")
+
+	errAckLost     = errors.New("gateway: acknowledgement lost")
+	errClaimLost   = errors.New("gateway: claim lost")
+	errReopen      = errors.New("gateway: source must be read again")
+	errRefused     = errors.New("gateway: sealed stream refused the message")
+	errRecordMoved = errors.New("gateway: position record changed by another instance")
+)
+
+// RouteError says which route an error belongs to.
+type RouteError struct {
+	Route string
+	Err   error // wraps one sentinel of this package or of keysvc
+}
+
+func (e *RouteError) Error() string { return fmt.Sprintf("route %s: %v", e.Route, e.Err) }
+func (e *RouteError) Unwrap() error { return e.Err }
+
+// Hint says what an operator can do about the error, in one or two sentences;
+// "" where there is nothing to add.
+func (e *RouteError) Hint() string {
+	for _, h := range hints {
+		if errors.Is(e.Err, h.err) {
+			return h.text
+		}
+	}
+	return ""
+}
+
+var hints = []struct {
+	err  error
+	text string
+}{
+	{ErrSourceChanged, "find out who recreated or restored the source stream; then name the first source sequence to seal with --resume-from"},
+	{ErrSourceGap, "the messages are gone; to go on, set on_source_gap: continue, or name the first source sequence to seal with --resume-from"},
+	{ErrPosition, "check who else may publish to the sealed subjects or delete from the sealed stream; then name the first source sequence to seal with --resume-from"},
+	{ErrNoStart, "set the route's start to first, new, a sequence or a time"},
+	{ErrTooLarge, "raise max_payload of the sealed stream's server (or the stream's max_msg_size), or remove the message from the source stream"},
+	{ErrHeaders, "an envelope carries at most 64 headers of 32 KiB; remove the message from the source stream"},
+	{ErrDestination, "change the sealed stream, or let the gateway create a new one (create)"},
+	{ErrSource, "change the source stream or the route"},
+	{ErrConnection, "restart the gateway; connections should be made to reconnect for ever"},
+	{keysvc.ErrNoScope, "add a scope rule for the subject at the key service, or narrow the route's source subjects"},
+	{keysvc.ErrDestroyed, "the scope's key is destroyed; give the subject another scope"},
+	{keysvc.ErrUnsupported, "gateway and key service do not fit together; upgrade the older one"},
+}
+
+var stopping = []error{
+	ErrConfig, ErrSource, ErrDestination, ErrSourceChanged, ErrSourceGap, ErrPosition, ErrNoStart, ErrTooLarge,
+	ErrHeaders, ErrConnection, nats.ErrConnectionClosed, keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported,
+}
+
+// stops reports whether err ends the route rather than the attempt.
+func stops(err error) bool {
+	for _, s := range stopping {
+		if errors.Is(err, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// pause is a growing, jittered wait between attempts.
+type pause struct{ b backoff.ExponentialBackOff }
+
+func newPause(first, longest time.Duration) *pause {
+	return &pause{backoff.ExponentialBackOff{InitialInterval: first, MaxInterval: longest, Multiplier: 2, RandomizationFactor: 0.5}}
+}
+
+func (p *pause) reset() { p.b.Reset() }
+
+// wait waits for the next interval; an error means that ctx ended.
+func (p *pause) wait(ctx context.Context) error { return sleep(ctx, p.b.NextBackOff()) }
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

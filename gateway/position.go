@@ -1,0 +1,178 @@
+package gateway
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"strconv"
+	"strings"
+
+	"github.com/keyweir/keyweir/internal/envelope"
+	"github.com/keyweir/keyweir/keysvc"
+)
+
+// Headers of a sealed message, in clear.
+const (
+	HeaderVersion = "Keyweir"        // "1"
+	HeaderSource  = "Keyweir-Source" // see position
+)
+
+// position is what HeaderSource of a sealed message says: which source message
+// it is the sealed copy of.
+//
+//	<chain>:<sequence>:<source created>:<source timestamp>:<mac>
+//
+// chain is 32 hexadecimal digits, sequence decimal, both times unix nanoseconds,
+// mac 43 characters of unpadded base64url.
+type position struct {
+	chain     envelope.ChainID
+	sequence  uint64
+	created   int64 // when the source stream was made
+	timestamp int64 // when the source stream stored the message
+}
+
+// home is what a position is bound to besides its own fields. Equal names in
+// another place, partition or incarnation make another MAC.
+type home struct {
+	route         string
+	sealed        string
+	sealedCreated int64
+	partition     uint32
+	source        string
+}
+
+// Labels of the MACs under a route key; they differ, so that neither can be
+// taken for the other.
+const (
+	labelPosition = "keyweir/v1/position"
+	labelRecord   = "keyweir/v1/position-record"
+)
+
+var b64 = base64.RawURLEncoding.Strict()
+
+// signer makes and checks the MACs of positions. It belongs to one goroutine.
+//
+// The MAC has two levels: a key of its own for everything that stays the same
+// during one tenure,
+//
+//	K = HMAC-SHA-256(route key, "keyweir/v1/position" || route || sealed stream || sealed created ||
+//	                 partition || source stream || source created || chain)   strings length-prefixed
+//
+// and HMAC-SHA-256(K, sealed sequence || source sequence || source timestamp) per
+// message. That is as strong as one HMAC over everything and costs two
+// compressions a message instead of five.
+//
+// The sealed sequence is the one the message will have, which the fence makes
+// certain beforehand. Without it, anybody who may publish to the sealed subjects
+// could store an older, genuine header once more and send the relay back.
+type signer struct {
+	mac     hash.Hash
+	prefix  []byte // "<chain>:"
+	middle  []byte // ":<created>:"
+	scratch []byte
+	sum     [sha256.Size]byte
+}
+
+func newSigner(key keysvc.RouteKey, h *home, chain envelope.ChainID, created int64) *signer {
+	raw := envelope.ExposeDataKey(key)
+	defer clear(raw)
+	k := hmac.New(sha256.New, raw)
+	b := appendString(nil, labelPosition)
+	b = h.append(b)
+	b = binary.BigEndian.AppendUint64(b, uint64(created))
+	k.Write(append(b, chain[:]...))
+	derived := k.Sum(nil)
+	defer clear(derived)
+	return &signer{
+		mac:    hmac.New(sha256.New, derived),
+		prefix: append(hex.AppendEncode(nil, chain[:]), ':'),
+		middle: append(strconv.AppendInt([]byte{':'}, created, 10), ':'),
+	}
+}
+
+func (h *home) append(b []byte) []byte {
+	b = appendString(b, h.route)
+	b = appendString(b, h.sealed)
+	b = binary.BigEndian.AppendUint64(b, uint64(h.sealedCreated))
+	b = binary.BigEndian.AppendUint32(b, h.partition)
+	return appendString(b, h.source)
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
+}
+
+// sum returns the MAC; it is valid until the next call.
+func (s *signer) compute(sealedSeq, sequence uint64, timestamp int64) []byte {
+	var in [24]byte
+	binary.BigEndian.PutUint64(in[0:], sealedSeq)
+	binary.BigEndian.PutUint64(in[8:], sequence)
+	binary.BigEndian.PutUint64(in[16:], uint64(timestamp))
+	s.mac.Reset()
+	s.scratch = append(s.scratch[:0], in[:]...) // a local would escape through the interface
+	s.mac.Write(s.scratch)
+	return s.mac.Sum(s.sum[:0])
+}
+
+// header returns the value of HeaderSource for the message that will be stored
+// at sealedSeq.
+func (s *signer) header(sealedSeq, sequence uint64, timestamp int64) string {
+	mac := s.compute(sealedSeq, sequence, timestamp)
+	b := append(s.scratch[:0], s.prefix...)
+	b = strconv.AppendUint(b, sequence, 10)
+	b = append(b, s.middle...)
+	b = strconv.AppendInt(b, timestamp, 10)
+	b = append(b, ':')
+	b = b64.AppendEncode(b, mac)
+	s.scratch = b
+	return string(b)
+}
+
+// maxSourceHeader is the longest value of HeaderSource.
+const maxSourceHeader = 32 + 1 + 20 + 1 + 20 + 1 + 20 + 1 + 43
+
+var errBadPosition = errors.New("not a position of this route")
+
+// readPosition parses and authenticates the HeaderSource of the message stored at
+// sealedSeq. Every failure is errBadPosition.
+func readPosition(key keysvc.RouteKey, h *home, sealedSeq uint64, value string) (position, error) {
+	p, mac, err := parsePosition(value)
+	if err != nil {
+		return position{}, err
+	}
+	want := newSigner(key, h, p.chain, p.created).compute(sealedSeq, p.sequence, p.timestamp)
+	if !hmac.Equal(mac, want) {
+		return position{}, fmt.Errorf("%w: wrong MAC", errBadPosition)
+	}
+	return p, nil
+}
+
+// parsePosition accepts exactly what signer.header writes.
+func parsePosition(value string) (p position, mac []byte, err error) {
+	malformed := fmt.Errorf("%w: malformed", errBadPosition)
+	if value == "" {
+		return position{}, nil, fmt.Errorf("%w: no %s header", errBadPosition, HeaderSource)
+	}
+	f := strings.Split(value, ":")
+	if len(value) > maxSourceHeader || len(f) != 5 {
+		return position{}, nil, malformed
+	}
+	if p.chain, err = envelope.ParseChainID(f[0]); err != nil {
+		return position{}, nil, malformed
+	}
+	seq, err1 := strconv.ParseUint(f[1], 10, 64)
+	created, err2 := strconv.ParseInt(f[2], 10, 64)
+	timestamp, err3 := strconv.ParseInt(f[3], 10, 64)
+	mac, err4 := b64.DecodeString(f[4])
+	if errors.Join(err1, err2, err3, err4) != nil || seq == 0 || len(mac) != sha256.Size ||
+		strconv.FormatUint(seq, 10) != f[1] || strconv.FormatInt(created, 10) != f[2] || strconv.FormatInt(timestamp, 10) != f[3] {
+		return position{}, nil, malformed
+	}
+	p.sequence, p.created, p.timestamp = seq, created, timestamp
+	return p, mac, nil
+}

@@ -1,0 +1,169 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// cursor is where reading stands in the source stream.
+type cursor struct {
+	scanned   uint64 // every matching message up to here was handed on, or is lost and counted
+	previous  uint64 // the last message handed on; 0: none
+	timestamp int64  // of the message at previous, unix nanoseconds; 0: unknown
+}
+
+// sourceInfo asks for the source stream and checks that the route can relay it.
+func (w *worker) sourceInfo(ctx context.Context) (*jetstream.StreamInfo, error) {
+	info, err := streamInfo(ctx, w.sourceJS, w.route.Source.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, fmt.Errorf("%w: stream %s does not exist", ErrSource, w.route.Source.Stream)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return info, checkSource(&info.Config, &w.route)
+}
+
+func checkSource(c *jetstream.StreamConfig, r *Route) error {
+	wide := c.Subjects
+	if len(wide) > 0 { // a mirror or a sourced stream has subjects that are not listed
+		for _, s := range r.Source.Subjects {
+			any := len(c.Sources) > 0
+			for _, have := range wide {
+				any = any || patternsOverlap(have, s)
+			}
+			if !any {
+				return fmt.Errorf("%w: stream %s takes %s, never %s", ErrSource, c.Name, strings.Join(wide, ", "), s)
+			}
+		}
+	}
+	if c.Retention == jetstream.WorkQueuePolicy {
+		if r.Source.AfterSeal == AfterSealKeep {
+			return fmt.Errorf("%w: stream %s is a work queue, so after_seal must be purge", ErrSource, c.Name)
+		}
+		if k := r.Source.Start.kind; k != 0 && k != startFirst {
+			return fmt.Errorf("%w: stream %s is a work queue, so start must be first", ErrSource, c.Name)
+		}
+	}
+	if r.Source.AfterSeal == AfterSealPurge && c.Retention == jetstream.LimitsPolicy && (c.DenyPurge || c.Sealed || c.Mirror != nil) {
+		return fmt.Errorf("%w: stream %s cannot be purged, so after_seal must be keep", ErrSource, c.Name)
+	}
+	return nil
+}
+
+// checkIdentity makes sure that the stream is the one the cursor belongs to: the
+// same incarnation, not shorter, and with the same message where the cursor
+// stands. A stream restored from an older backup reuses sequences under the same
+// creation time, so all three are needed. That the message at the cursor is gone
+// is normal: released, or removed by limits.
+func (w *worker) checkIdentity(ctx context.Context, info *jetstream.StreamInfo, created int64, c cursor) error {
+	name := w.route.Source.Stream
+	if got := info.Created.UnixNano(); got != created {
+		return fmt.Errorf("%w: stream %s was created %v, the position belongs to one created %v", ErrSourceChanged, name, info.Created.UTC(), time.Unix(0, created).UTC())
+	}
+	if last := info.State.LastSeq; last < c.scanned || last < c.previous {
+		return fmt.Errorf("%w: stream %s ends at sequence %d, sealed up to %d", ErrSourceChanged, name, last, c.scanned)
+	}
+	if c.previous == 0 || c.timestamp == 0 {
+		return nil
+	}
+	m, err := getFromLeader(ctx, w.route.Source.Conn, name, getRequest{Seq: c.previous})
+	if errors.Is(err, errNoMessage) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if m.time.UnixNano() != c.timestamp {
+		return fmt.Errorf("%w: message %d of stream %s was stored %v, the one sealed %v", ErrSourceChanged, c.previous, name, m.time.UTC(), time.Unix(0, c.timestamp).UTC())
+	}
+	return nil
+}
+
+// trimmable reports whether limits may have removed messages after the cursor,
+// given that the stream begins behind it. For a route that takes everything the
+// stream holds, whatever is missing is missing from the route. For one with
+// filters the missing sequences may all have been other routes', so only limits
+// that were able to act count: MaxAge, if the message at the cursor is itself
+// older than that (timestamps rise with sequences, which makes this exact), and
+// any limit of size, where the count is an upper bound.
+func trimmable(c *jetstream.StreamConfig, subjects []string, cur cursor, now time.Time) bool {
+	if len(c.Subjects) > 0 && len(c.Sources) == 0 && c.SubjectTransform == nil && covered(subjects, c.Subjects) {
+		return true
+	}
+	if c.Discard == jetstream.DiscardOld && (c.MaxMsgs > 0 || c.MaxBytes > 0) {
+		return true
+	}
+	return c.MaxAge > 0 && (cur.timestamp == 0 || now.UnixNano()-cur.timestamp > int64(c.MaxAge))
+}
+
+// checkGap compares the cursor with the beginning of the stream. It returns how
+// many source messages were lost before they were read and the cursor behind
+// them; ErrSourceGap where the route wants to stop. Our own release never gets
+// beyond the cursor. What was removed in the middle of the stream, by a limit per
+// subject or by hand, is not counted: compaction is what the publisher asked for.
+func (w *worker) checkGap(info *jetstream.StreamInfo, cur cursor) (uint64, cursor, error) {
+	first := info.State.FirstSeq
+	if first <= cur.scanned+1 || !trimmable(&info.Config, w.route.Source.Subjects, cur, time.Now()) {
+		return 0, cur, nil
+	}
+	missing := first - cur.scanned - 1
+	if err := w.reportGap(missing, cur.scanned+1, first-1); err != nil {
+		return 0, cur, err
+	}
+	cur.scanned = first - 1
+	return missing, cur, nil
+}
+
+func (w *worker) reportGap(missing, from, to uint64) error {
+	if w.route.Source.OnSourceGap != GapContinue {
+		return fmt.Errorf("%w: %d messages of stream %s, between sequences %d and %d", ErrSourceGap, missing, w.route.Source.Stream, from, to)
+	}
+	w.log.Warn("source messages lost before they were sealed", "missing", missing, "from", from, "to", to)
+	w.metrics.lost(missing)
+	return nil
+}
+
+// batchGap does the same while reading: it is called with messages that arrived
+// without a hole in the consumer's sequence. Where source sequences are skipped,
+// either filters and deletions did that or the limits overtook the reader. The
+// beginning of the stream only ever rises, so if it now stands at or before the
+// cursor, no limit was involved.
+func (w *worker) batchGap(ctx context.Context, items []item, cur cursor) (gaps map[uint64]uint64, err error) {
+	skips, at := false, cur.scanned
+	for i := range items {
+		skips = skips || items[i].seq > at+1
+		at = max(at, items[i].seq)
+	}
+	if !skips {
+		return nil, nil
+	}
+	info, err := w.sourceInfo(ctx)
+	if err != nil {
+		return nil, err
+	}
+	first := info.State.FirstSeq
+	if first <= cur.scanned+1 || !trimmable(&info.Config, w.route.Source.Subjects, cur, time.Now()) {
+		return nil, nil
+	}
+	at = cur.scanned
+	for i := range items {
+		seq := items[i].seq
+		if end := min(seq, first); end > at+1 {
+			if err := w.reportGap(end-at-1, at+1, end-1); err != nil {
+				return nil, err
+			}
+			if gaps == nil {
+				gaps = make(map[uint64]uint64)
+			}
+			gaps[seq] = end - at - 1
+		}
+		at = max(at, seq)
+	}
+	return gaps, nil
+}

@@ -1,0 +1,79 @@
+package gateway
+
+import (
+	"fmt"
+	"sync"
+	"time"
+)
+
+// State is what a route is doing.
+type State int
+
+const (
+	StateIdle     State = iota + 1 // not running
+	StateWaiting                   // another instance holds the claim
+	StateStarting                  // finding the position, opening the source
+	StateRunning
+	StatePaused   // no key to seal with; retried
+	StateRetrying // an attempt failed; the next one comes after a pause
+	StateStopped  // for good, see LastError
+)
+
+var stateNames = [...]string{
+	StateIdle: "idle", StateWaiting: "waiting", StateStarting: "starting", StateRunning: "running",
+	StatePaused: "paused", StateRetrying: "retrying", StateStopped: "stopped",
+}
+
+func (s State) String() string {
+	if s >= StateIdle && int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return fmt.Sprintf("State(%d)", int(s))
+}
+
+// RouteStats is what is known of one route in this instance.
+type RouteStats struct {
+	Name  string
+	State State
+	// Position is the source sequence up to which everything is sealed and
+	// acknowledged, SealedSequence the last sequence of the sealed stream by that.
+	Position, SealedSequence uint64
+	// Released is the source sequence up to which source messages were released.
+	Released uint64
+	// Lag is how many source messages wait, as last seen.
+	Lag uint64
+	// Messages and Bytes (of payload) were sealed and acknowledged by this
+	// instance since it started; a message sealed again after a failed attempt
+	// counts once.
+	Messages, Bytes uint64
+	// Lost counts source messages that limits removed before they were sealed.
+	Lost uint64
+	// LastError is the last error and LastErrorAt when; nil if there was none. A
+	// route that recovered keeps it.
+	LastError   error
+	LastErrorAt time.Time
+}
+
+// board holds a route's RouteStats. Safe for concurrent use.
+type board struct {
+	mu sync.Mutex
+	s  RouteStats // guarded by mu
+}
+
+func (b *board) update(f func(*RouteStats)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f(&b.s)
+}
+
+func (b *board) get() RouteStats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.s
+}
+
+func (b *board) state(s State) { b.update(func(r *RouteStats) { r.State = s }) }
+
+func (b *board) failed(s State, err error) {
+	b.update(func(r *RouteStats) { r.State, r.LastError, r.LastErrorAt = s, err, time.Now() })
+}

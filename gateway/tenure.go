@@ -1,0 +1,340 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// batchSize is how many messages are looked at together: one question for their
+// keys, one check for gaps.
+const batchSize = 512
+
+// tenure is one unbroken row of sealed messages: from a position read in the
+// sealed stream to the first refusal, lost acknowledgement or shutdown.
+//
+// Where a crash may strike, and what happens then: before the publish, nothing
+// was done. Between publish and acknowledgement, the message is stored or not; the
+// next tenure reads which. Between acknowledgement and release, the source message
+// is still there, at or below the position, and is released later. Between
+// acknowledgement and position record, the record is older than the sealed stream
+// and is not used.
+//
+// What the fence does not see: it compares sequences, not authors. A frozen
+// predecessor whose messages are still on their way can get one in where its
+// expected sequence happens to fit. That is harmless, since both derive the same
+// message from the same predecessor; only if the source lost messages to limits
+// between the two would the links of the chain show a break.
+type tenure struct {
+	w      *worker
+	place  place // where it began
+	engine engine
+	retry  *pause
+
+	// What the worker's goroutine has handed on.
+	cursor    cursor
+	gap       uint64 // to be stated by the next envelope
+	published uint64 // last sealed sequence given out
+	handed    uint64 // last source sequence published, or covered at take-over
+	reader    *reader
+	sealer    *sealer
+	releaser  *releaser
+	pending   uint64
+
+	mu    sync.Mutex // guards ahead
+	ahead ahead
+}
+
+// ahead says that the source was read further than the last message published,
+// without a match.
+type ahead struct {
+	published uint64 // valid while this is the last sealed sequence
+	scanned   uint64
+	gap       uint64
+}
+
+func (t *tenure) run(ctx context.Context, d *destination, info *jetstream.StreamInfo, store *recordStore, lag time.Duration) (err error) {
+	w := t.w
+	tctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if t.reader, err = w.openReader(tctx, info, t.cursor); err != nil {
+		return err
+	}
+	defer func() {
+		t.reader.close()
+		w.dropReader(context.WithoutCancel(ctx), t.reader)
+	}()
+
+	maxSize := int(w.route.Sealed.Conn.MaxPayload())
+	if m := int(d.config.MaxMsgSize); m > 0 {
+		maxSize = min(maxSize, m)
+	}
+	t.sealer = &sealer{
+		keys: w.ring, pass: w.route.PassHeaders, chain: t.place.chain, maxSize: maxSize, fixed: asyncHeaderSize(d.config.Name),
+		tracer: w.tracer, propagator: w.propagator,
+	}
+	eng, err := newAsync(w.route.Sealed.Conn, d.config.Name, newSigner(w.routeKey, &w.home, t.place.chain, t.place.created), t.place.lastSeq, w.route.Window, w.tune.ackTimeout)
+	if err != nil {
+		return err
+	}
+	defer eng.close()
+	if w.metrics.timesPublish() {
+		eng.onAck = w.metrics.publishTook
+	}
+	t.engine = eng
+	t.releaser = &releaser{w: w, lag: lag, retention: info.Config.Retention}
+	t.releaser.sealed(time.Now(), t.cursor.scanned) // read at take-over; safe when the lag has passed
+	t.releaser.reopened(t.reader.old, t.handed)
+
+	k := &keeper{t: t, store: store, releaser: t.releaser, seen: acked{sealed: t.place.lastSeq}}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		k.run(context.WithoutCancel(ctx), stop)
+	}()
+	go func() {
+		select {
+		case <-eng.failed():
+			cancel(eng.err())
+		case <-tctx.Done():
+		}
+	}()
+
+	w.board.state(StateRunning)
+	err = t.pump(tctx)
+	if ferr := eng.err(); ferr == nil {
+		// Shutdown, a message that stops the route, a lost claim: what was published
+		// before it still counts.
+		dctx, dcancel := context.WithTimeout(context.WithoutCancel(ctx), w.tune.drain)
+		if derr := eng.drain(dctx); derr != nil {
+			w.log.Warn("not everything was acknowledged; the next run reads what was stored", "error", derr)
+		}
+		dcancel()
+	} else if !stops(err) {
+		err = ferr
+	}
+	close(stop)
+	<-stopped
+	if a := eng.acked(); a.sealed > t.place.lastSeq {
+		t.retry.reset()
+	}
+	return err
+}
+
+// pump reads, seals and publishes until something fails. It returns the cause
+// when ctx ends.
+func (t *tenure) pump(ctx context.Context) error {
+	items := make([]item, 0, batchSize)
+	for {
+		var err error
+		items, err = t.reader.next(ctx, items[:0], batchSize)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, errReopen) {
+			err = t.reopen(ctx, err)
+		}
+		if err != nil {
+			return err
+		}
+		if len(items) == 0 {
+			if err := t.idle(ctx); err != nil {
+				t.w.log.Debug("looking how far the source was read", "error", err)
+			}
+			continue
+		}
+		if err := t.relay(ctx, items); err != nil {
+			return err
+		}
+		clear(items) // lets go of the messages
+	}
+}
+
+// reopen makes a new reader behind the cursor after the old one broke, and checks
+// first that the source still is what it was.
+func (t *tenure) reopen(ctx context.Context, why error) error {
+	w := t.w
+	w.log.Info("opening the source again", "reason", why, "after", t.cursor.scanned)
+	broken := t.reader
+	broken.close()
+	p := newPause(w.tune.retry, w.tune.retryMax)
+	for {
+		r, err := t.tryReopen(ctx)
+		if err == nil {
+			t.reader = r
+			t.releaser.reopened(r.old, t.handed)
+			w.dropReader(ctx, broken)
+			w.board.state(StateRunning)
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if stops(err) {
+			return err
+		}
+		w.board.failed(StateRetrying, err)
+		w.log.Warn("opening the source failed, trying again", "error", err)
+		if err := p.wait(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func (t *tenure) tryReopen(ctx context.Context) (*reader, error) {
+	info, err := t.w.sourceInfo(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.w.checkIdentity(ctx, info, t.place.created, t.cursor); err != nil {
+		return nil, err
+	}
+	missing, cur, err := t.w.checkGap(info, t.cursor)
+	if err != nil {
+		return nil, err
+	}
+	t.cursor = cur
+	t.gap += missing
+	return t.w.openReader(ctx, info, t.cursor)
+}
+
+// idle notes that nothing more matches up to some sequence, so that messages of
+// others that expire later are not taken for lost ones.
+func (t *tenure) idle(ctx context.Context) error {
+	to, err := t.w.readTo(ctx, t.reader)
+	if err != nil {
+		return err
+	}
+	t.pending = 0
+	t.w.board.update(func(s *RouteStats) { s.Lag = 0 })
+	if to > t.cursor.scanned {
+		t.cursor.scanned = to
+		t.mu.Lock()
+		t.ahead = ahead{t.published, to, t.gap}
+		t.mu.Unlock()
+	}
+	return nil
+}
+
+// relay seals and publishes one batch, in order, waiting for keys if it must.
+func (t *tenure) relay(ctx context.Context, items []item) error {
+	w := t.w
+	if t.reader.queue {
+		items = t.enqueue(items)
+		if len(items) == 0 {
+			return nil
+		}
+	}
+	gaps, err := w.batchGap(ctx, items, t.cursor)
+	if err != nil {
+		return err
+	}
+	p, slow := newPause(w.tune.key, w.tune.keyMax), newPause(w.tune.keySlow, w.tune.keySlowM)
+	paused := false
+	for len(items) > 0 {
+		ready, kerr := w.ring.prepare(ctx, items)
+		if ready > 0 && paused {
+			paused = false
+			w.log.Info("sealing again")
+			w.board.state(StateRunning)
+			p.reset()
+			slow.reset()
+		}
+		done, err := t.seal(ctx, items[:ready], gaps)
+		items = items[done:]
+		switch {
+		case errors.Is(err, errNextSession):
+			continue
+		case err != nil:
+			return err
+		case kerr == nil:
+			continue
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case stops(kerr):
+			return fmt.Errorf("message %d on %s: %w", items[0].seq, items[0].msg.Subject, kerr)
+		}
+		if !paused {
+			w.log.Warn("no key to seal with, waiting", "sequence", items[0].seq, "error", kerr)
+		}
+		paused = true
+		w.board.failed(StatePaused, kerr)
+		wait := p
+		if patient(kerr) {
+			wait = slow
+		}
+		if err := wait.wait(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enqueue notes the deliveries of a queue source for acknowledgement and drops
+// those that the cursor covers: delivered once more, and sealed before.
+func (t *tenure) enqueue(items []item) []item {
+	out := items[:0]
+	at := t.cursor.scanned
+	for _, it := range items {
+		t.releaser.delivered(it.seq, it.msg.Reply)
+		if it.seq > at {
+			at = it.seq
+			out = append(out, it)
+		}
+	}
+	return out
+}
+
+// seal seals and publishes items whose keys are there. It returns how many were
+// published.
+func (t *tenure) seal(ctx context.Context, items []item, gaps map[uint64]uint64) (int, error) {
+	timed := t.w.metrics.timesSeal()
+	for i := range items {
+		it := &items[i]
+		if it.seq <= t.cursor.scanned {
+			continue // cannot be: a reader begins behind the cursor and rises
+		}
+		gap := t.gap + gaps[it.seq]
+		now := time.Now()
+		out, err := t.sealer.seal(it, t.cursor.previous, gap, now)
+		if err != nil {
+			return i, err
+		}
+		if timed {
+			t.w.metrics.sealTook(time.Since(now))
+			timed = false
+		}
+		if err := t.engine.publish(ctx, out); err != nil {
+			return i, err
+		}
+		t.published++
+		t.handed = it.seq
+		t.gap = 0
+		t.cursor = cursor{scanned: it.seq, previous: it.seq, timestamp: it.timestamp}
+	}
+	if n := len(items); n > 0 && items[n-1].pending != t.pending {
+		t.pending = items[n-1].pending
+		t.w.board.update(func(s *RouteStats) { s.Lag = t.pending })
+	}
+	return len(items), nil
+}
+
+// reached is the place as acknowledged by now; safe for concurrent use.
+func (t *tenure) reached() place {
+	p := t.place
+	a := t.engine.acked()
+	if a.source > 0 {
+		p.lastSeq, p.gap, p.resumed = a.sealed, 0, false
+		p.cursor = cursor{scanned: a.source, previous: a.source, timestamp: a.timestamp}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ahead.published == p.lastSeq && t.ahead.scanned > p.cursor.scanned {
+		p.cursor.scanned, p.gap = t.ahead.scanned, t.ahead.gap
+	}
+	return p
+}

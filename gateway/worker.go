@@ -1,0 +1,256 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/keyweir/keyweir/internal/envelope"
+	"github.com/keyweir/keyweir/keysvc"
+)
+
+// tuning holds the times of a worker.
+type tuning struct {
+	claimTTL          time.Duration // of a bucket that the gateway creates
+	heartbeat         time.Duration // that the source owes us
+	ackTimeout        time.Duration // until a missing acknowledgement fails the engine
+	tick              time.Duration // between position records
+	retry, retryMax   time.Duration // between attempts
+	key, keyMax       time.Duration // between questions for a key
+	keySlow, keySlowM time.Duration // the same where an operator has to act
+	drain             time.Duration // for the last acknowledgements at shutdown
+}
+
+var defaultTuning = tuning{
+	claimTTL: 10 * time.Second, heartbeat: 5 * time.Second, ackTimeout: 10 * time.Second, tick: time.Second,
+	retry: 50 * time.Millisecond, retryMax: 5 * time.Second,
+	key: 250 * time.Millisecond, keyMax: 5 * time.Second, keySlow: 2 * time.Second, keySlowM: 30 * time.Second,
+	drain: 10 * time.Second,
+}
+
+// worker relays one partition of a route (there is one, number 0). Everything
+// here belongs to the goroutine of run, but for board and metrics.
+type worker struct {
+	route    Route
+	prefix   string // of sealed subjects
+	instance string
+	tune     tuning
+	noClaim  bool // tests of the fence race workers that a claim would keep apart
+
+	log        *slog.Logger
+	tracer     trace.Tracer
+	propagator propagation.TextMapPropagator
+	metrics    *routeMetrics
+	board      board
+
+	sourceJS, sealedJS jetstream.JetStream
+	keys               Keys
+	ring               *keyring
+	routeKey           keysvc.RouteKey
+	home               home
+	epoch              uint64 // rises with every take-over
+	openings           int    // of the source, in this process
+	resumed            bool   // ResumeFrom was used
+}
+
+// run relays until ctx ends (nil) or the route stops (*RouteError).
+func (w *worker) run(ctx context.Context) error {
+	w.ring = newKeyring(w.keys, envelope.SessionConfig{Record: w.route.Record, RandomNonce: w.route.RandomNonce, PadTo: w.route.PadTo}, w.prefix, w.metrics)
+	defer w.ring.close()
+	retry := newPause(w.tune.retry, w.tune.retryMax)
+	for {
+		err := w.hold(ctx, retry)
+		if ctx.Err() != nil {
+			w.board.state(StateIdle)
+			return nil
+		}
+		if stops(err) {
+			if errors.Is(err, nats.ErrConnectionClosed) {
+				err = fmt.Errorf("%w: %v", ErrConnection, err)
+			}
+			rerr := &RouteError{w.route.Name, err}
+			w.board.failed(StateStopped, rerr)
+			w.log.Error("route stopped", "error", err, "hint", rerr.Hint())
+			return rerr
+		}
+		if w.failed(ctx, retry, err) != nil {
+			w.board.state(StateIdle)
+			return nil
+		}
+	}
+}
+
+// failed notes the end of an attempt and waits for the next one.
+func (w *worker) failed(ctx context.Context, retry *pause, err error) error {
+	state := StateRetrying
+	switch {
+	case errors.Is(err, ErrKeys):
+		state = StatePaused
+	case errors.Is(err, ErrFenced):
+		w.metrics.fenced()
+	}
+	w.metrics.restarted()
+	w.board.failed(state, err)
+	w.log.Warn("attempt ended, trying again", "error", err)
+	return retry.wait(ctx)
+}
+
+// hold takes the claim and works until ctx ends, the claim is lost or the route
+// stops.
+func (w *worker) hold(ctx context.Context, retry *pause) error {
+	w.board.state(StateStarting)
+	d, err := openDestination(ctx, w.sealedJS, &w.route, w.prefix)
+	if err != nil {
+		return err
+	}
+	if w.noClaim {
+		w.epoch = rand.Uint64()
+		return w.attempts(ctx, retry)
+	}
+	b, err := openBucket(ctx, w.route.Sealed.Conn, w.sealedJS, ClaimsBucket, w.tune.claimTTL, &d.config)
+	if err != nil {
+		return err
+	}
+	w.board.state(StateWaiting)
+	c, err := takeClaim(ctx, b, w.key(), []byte(w.instance))
+	if err != nil {
+		return fmt.Errorf("taking the claim: %w", err)
+	}
+	w.epoch = c.revision
+	w.log.Info("took the claim", "epoch", w.epoch)
+
+	held, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := c.hold(held); err != nil {
+			cancel(err)
+		}
+	}()
+	err = w.attempts(held, retry)
+	cancel(nil)
+	<-done
+	rctx, rcancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+	defer rcancel()
+	if rerr := c.release(rctx); rerr != nil {
+		w.log.Warn("releasing the claim failed; it expires", "error", rerr)
+	}
+	return err
+}
+
+// key names this partition in both buckets. A relayed stream has one route only.
+func (w *worker) key() string { return fmt.Sprintf("%s.%d", w.route.Sealed.Stream, w.home.partition) }
+
+// attempts tries again and again, under one claim.
+func (w *worker) attempts(ctx context.Context, retry *pause) error {
+	for {
+		err := w.attempt(ctx, retry)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if stops(err) {
+			return err
+		}
+		if err := w.failed(ctx, retry, err); err != nil {
+			return err
+		}
+	}
+}
+
+// attempt finds the position and relays from there, until something fails.
+func (w *worker) attempt(ctx context.Context, retry *pause) error {
+	w.board.state(StateStarting)
+	d, err := openDestination(ctx, w.sealedJS, &w.route, w.prefix)
+	if err != nil {
+		return err
+	}
+	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), source: w.route.Source.Stream}
+	if w.routeKey.IsZero() {
+		kctx, cancel := context.WithTimeout(ctx, keysTimeout)
+		w.routeKey, err = w.keys.RouteKey(kctx, w.route.Name)
+		cancel()
+		if err != nil {
+			return w.keyPause(ctx, fmt.Errorf("%w: asking for the route key: %w", ErrKeys, err))
+		}
+	}
+	if w.ring.rules == nil {
+		if err := w.ring.loadRules(ctx); err != nil {
+			return w.keyPause(ctx, err)
+		}
+	}
+	info, err := w.sourceInfo(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.checkCycle(ctx, info); err != nil {
+		return err
+	}
+	b, err := openBucket(ctx, w.route.Sealed.Conn, w.sealedJS, PositionsBucket, 0, &d.config)
+	if err != nil {
+		return err
+	}
+	store := &recordStore{b: b, key: w.key(), route: w.routeKey}
+	p, err := w.recoverPlace(ctx, d, store, info)
+	if err != nil {
+		return err
+	}
+	// What was decided here must be the same for everybody from now on.
+	if err := store.save(ctx, w.recordOf(p)); err != nil {
+		return err
+	}
+	w.resumed = w.resumed || p.resumed
+	lag, warning := releaseLag(&d.config, w.route.Sealed.SyncInterval)
+	if warning != "" && w.openings == 0 {
+		w.log.Warn(warning)
+	}
+	w.log.Info("relaying", "engine", "async", "chain", p.chain.String(), "after", p.cursor.scanned, "sealed_sequence", p.lastSeq)
+	w.board.update(func(s *RouteStats) { s.Position, s.SealedSequence = p.cursor.scanned, p.lastSeq })
+	t := &tenure{w: w, place: *p, cursor: p.cursor, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry}
+	return t.run(ctx, d, info, store, lag)
+}
+
+// keyPause makes errors that an operator has to mend wait longer, on top of the
+// pause between attempts.
+func (w *worker) keyPause(ctx context.Context, err error) error {
+	if patient(err) {
+		w.board.failed(StatePaused, err)
+		if serr := sleep(ctx, w.tune.keySlow); serr != nil {
+			return serr
+		}
+	}
+	return err
+}
+
+// checkCycle refuses sealed subjects that the source stream would take in again.
+// Whether both streams are in one account shows when the source stream, with the
+// same creation time, is there on the sealed side too.
+func (w *worker) checkCycle(ctx context.Context, info *jetstream.StreamInfo) error {
+	overlap := overlapsSource(w.prefix, w.route.Source.Subjects)
+	for _, s := range info.Config.Subjects {
+		for _, p := range sealedPatterns(w.prefix, w.route.Source.Subjects) {
+			overlap = overlap || patternsOverlap(s, p)
+		}
+	}
+	if !overlap {
+		return nil
+	}
+	other, err := streamInfo(ctx, w.sealedJS, w.route.Source.Stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if other.Created.Equal(info.Created) {
+		return fmt.Errorf("%w: stream %s also takes the sealed subjects %s>: the route would relay its own output", ErrSource, info.Config.Name, w.prefix)
+	}
+	return nil
+}
