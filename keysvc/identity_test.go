@@ -23,8 +23,8 @@ import (
 // formats are the ways in which a value finds its way into a log.
 var formats = []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%o", "%b", "%c", "%U", "%e", "%g", "%t", "%p", "%w"}
 
-// verbs is v under every verb, alone and inside something.
-func verbs(v any) string {
+// verbs is v under each verb, alone and inside something.
+func verbs(v any, formats []string) string {
 	var b strings.Builder
 	for _, f := range formats {
 		fmt.Fprintf(&b, f+"\n", v)
@@ -40,7 +40,7 @@ func printed(v any) string {
 	for _, h := range []slog.Handler{slog.NewTextHandler(&b, nil), slog.NewJSONHandler(&b, nil)} {
 		slog.New(h).Info("x", "v", v)
 	}
-	return verbs(v) + b.String()
+	return verbs(v, formats) + b.String()
 }
 
 // forms are the spellings under which secret bytes would be found in a text.
