@@ -21,3 +21,20 @@ func (r *KeyReader) Keeps(salt Salt) bool {
 	defer r.mu.Unlock()
 	return r.sessions[sessionKey{SuiteHKDFSHA256AES256GCM, salt}] != nil
 }
+
+// ParseMeta parses opened plaintext.
+func ParseMeta(b []byte) (v MetaView, payload []byte, ok bool) {
+	payload, ok = v.parse(b, false)
+	return v, payload, ok
+}
+
+// AppendMeta encodes m with pad zero bytes.
+func AppendMeta(m *Meta, pad int) ([]byte, error) {
+	l, err := m.measure()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, l.size+pad)
+	m.put(b, l, pad)
+	return b, nil
+}

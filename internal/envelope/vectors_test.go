@@ -165,6 +165,8 @@ func fromMeta(m vmeta) *envelope.Meta {
 func TestVectors(t *testing.T) {
 	if *update {
 		writeVectors(t)
+		writeCorpora(t)
+		writeExample(t)
 	}
 	seen := map[failure]int{}
 	total := 0
