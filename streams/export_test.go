@@ -7,6 +7,7 @@ func Fast(o *Opener) {
 	o.times.holdMin, o.times.holdMax = 20*time.Millisecond, 50*time.Millisecond
 	o.times.refuseShort, o.times.refuseFinal = 10*time.Millisecond, 50*time.Millisecond
 	o.times.settle = 5 * time.Second
+	o.times.heartbeat = time.Second
 	o.cache.times = o.times
 }
 

@@ -87,7 +87,7 @@ func (o *Opener) Consume(ctx context.Context, c jetstream.Consumer, h func(conte
 // nothing more can come, under the stop policy, or with the error of good or
 // bad; never nil. Goroutines have ended by then.
 func (o *Opener) read(ctx context.Context, c jetstream.Consumer, good func(*Message) error, bad func(context.Context, *OpenError) error) error {
-	s := newSource(c, o.fetch, o.bytes, o.log)
+	s := newSource(c, o)
 	if err := o.policy.checkPark(ctx, s); err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func (r *reading) prefetch(ctx context.Context, raw jetstream.Msg) {
 	}
 	n := 1
 	if meta, err := raw.Metadata(); err == nil {
-		n = int(min(meta.NumPending+1, uint64(r.src.batch)))
+		n = int(min(meta.NumPending+1, uint64(r.src.window)))
 	}
 	r.src.feed.settle(ctx, n, r.times.settle)
 	var ws []want

@@ -53,6 +53,7 @@ type timing struct {
 	holdMin, holdMax         time.Duration // pause between tries while holding, doubling
 	settle                   time.Duration // wait for a pull to fill before keys are asked for
 	unknown                  time.Duration
+	heartbeat                time.Duration // of an idle pull
 }
 
 func (c *Config) times() timing {
@@ -61,8 +62,9 @@ func (c *Config) times() timing {
 		refuseShort: 500 * time.Millisecond, refuseFinal: 30 * time.Second,
 		refreshRetry: 5 * time.Second,
 		holdMin:      250 * time.Millisecond, holdMax: 15 * time.Second,
-		settle:  10 * time.Millisecond,
-		unknown: max(0, orDefault(c.UnknownKeyWait, 30*time.Second)),
+		settle:    10 * time.Millisecond,
+		heartbeat: 3 * time.Second,
+		unknown:   max(0, orDefault(c.UnknownKeyWait, 30*time.Second)),
 	}
 }
 

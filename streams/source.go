@@ -12,9 +12,8 @@ import (
 )
 
 const (
-	pullExpiry    = 30 * time.Second // how long one pull waits for messages
-	pullHeartbeat = 5 * time.Second  // a dead pull is noticed after twice this
-	defaultWait   = 30 * time.Second // the server's default AckWait
+	pullExpiry  = 30 * time.Second // how long one pull waits for messages
+	defaultWait = 30 * time.Second // the server's default AckWait
 )
 
 // source fetches from one consumer into a feed.
@@ -36,13 +35,18 @@ type source struct {
 	batch    int
 	bytes    int
 	expiry   time.Duration
-	group    string // the consumer's priority group, "" if it has none
-	noBytes  bool   // the next pull goes without the byte bound
-	maxTries int    // MaxDeliver; 0 or less: no limit
+	group    string        // the consumer's priority group, "" if it has none
+	noBytes  bool          // the next pull goes without the byte bound
+	window   int           // at most so many messages are delivered and unsettled in one pull
+	beat     time.Duration // idle heartbeat: a dead pull is noticed after twice this
+	maxTries int           // MaxDeliver; 0 or less: no limit
 }
 
-func newSource(c jetstream.Consumer, batch, bytes int, log *slog.Logger) *source {
-	s := &source{consumer: c, feed: newFeed(), log: log, batch: batch, bytes: bytes, expiry: pullExpiry}
+func newSource(c jetstream.Consumer, o *Opener) *source {
+	s := &source{
+		consumer: c, feed: newFeed(), log: o.log, batch: o.fetch, window: o.fetch, bytes: o.bytes,
+		expiry: pullExpiry, beat: o.times.heartbeat,
+	}
 	info := c.CachedInfo()
 	if info == nil {
 		return s
@@ -66,6 +70,11 @@ func newSource(c jetstream.Consumer, batch, bytes int, log *slog.Logger) *source
 	}
 	if d := cfg.MaxRequestExpires; d > 0 {
 		s.expiry = min(s.expiry, d)
+	}
+	s.beat = min(s.beat, s.expiry/3)
+	s.window = s.batch
+	if n := cfg.MaxAckPending; n > 0 && s.acks {
+		s.window = min(s.window, n)
 	}
 	if len(cfg.PriorityGroups) > 0 {
 		s.group = cfg.PriorityGroups[0]
@@ -111,15 +120,14 @@ func (s *source) pulls(ctx context.Context) error {
 
 // pull makes one request and pushes what it brings.
 func (s *source) pull(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, s.expiry)
+	// The reader's own deadline must not shorten the pull below what its
+	// heartbeat allows; its end does end the pull.
+	outer := ctx
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.expiry)
 	defer cancel()
+	defer context.AfterFunc(outer, cancel)()
 	batch := s.batch
-	opts := []jetstream.FetchOpt{jetstream.FetchContext(ctx)}
-	if s.expiry > 3*pullHeartbeat {
-		opts = append(opts, jetstream.FetchHeartbeat(pullHeartbeat))
-	} else {
-		opts = append(opts, jetstream.FetchHeartbeat(s.expiry/3))
-	}
+	opts := []jetstream.FetchOpt{jetstream.FetchContext(ctx), jetstream.FetchHeartbeat(s.beat)}
 	if s.group != "" {
 		opts = append(opts, jetstream.FetchPriorityGroup(s.group))
 	}
@@ -172,8 +180,8 @@ func (s *source) final(ctx context.Context, err error) error {
 func (s *source) iterate(ctx context.Context) error {
 	opts := []jetstream.PullMessagesOpt{
 		jetstream.PullMaxMessages(s.batch),
-		jetstream.PullExpiry(max(s.expiry, time.Second)),
-		jetstream.PullHeartbeat(min(pullHeartbeat, max(s.expiry, time.Second)/2)),
+		jetstream.PullExpiry(max(s.expiry, time.Second)),           // the least the library takes
+		jetstream.PullHeartbeat(max(s.beat, 500*time.Millisecond)), // likewise
 		jetstream.WithMessagesErrOnMissingHeartbeat(false),
 	}
 	if s.group != "" {
