@@ -137,7 +137,7 @@ func TestParseIdentityRefused(t *testing.T) {
 	}
 	tests := map[string][]byte{
 		"empty": nil, "blank": []byte(" \n"), "cut": seed[:len(seed)-1], "twice": append(bytes.Clone(seed), seed...),
-		"lower case": bytes.ToLower(seed), "damaged": flip(30), "damaged checksum": flip(len(seed) - 1),
+		"lower case": bytes.ToLower(seed), "damaged": flip(30), "damaged checksum": flip(len(seed) - 3),
 		"with a comment": append([]byte("seed: "), seed...), "a creds file": []byte("-----BEGIN USER NKEY SEED-----\n" + string(seed)),
 	}
 	for _, prefix := range []nkeys.PrefixByte{nkeys.PrefixByteAccount, nkeys.PrefixByteOperator, nkeys.PrefixByteCluster, nkeys.PrefixByteCurve} {
