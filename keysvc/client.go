@@ -229,8 +229,8 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 // call sends args, signed, and waits for a reply that verifies. It returns the
 // time at which the answered request was sent: leases count from there.
 //
-// Unsigned answers (also "no responders") never end the call; they can only make
-// it try again sooner. A try gets a fresh nonce, and an answer to any of the
+// What others can provoke never ends the call: unsigned answers ("no responders"
+// too), and signed ones to a copy of the request. A try gets a fresh nonce, and an answer to any of the
 // tries counts: all operations here are idempotent.
 func (c *Client) call(ctx context.Context, op string, n int, args, result any) (sent time.Time, err error) {
 	var none time.Time
@@ -296,12 +296,12 @@ func (c *Client) call(ctx context.Context, op string, n int, args, result any) (
 				case errors.Is(err, ErrBadReply):
 					c.bad.Add(1)
 					cause = err
-				case errors.Is(err, ErrBusy):
+				case errors.Is(err, ErrBusy), errors.Is(err, ErrMisdelivered):
 					cause = err
 				case signer != tries[i].pin && errors.Is(err, ErrInvalid):
 					// The service goes by another of its pins, to which the request
 					// was not addressed. At once, but only once around.
-					cause, pin = err, signer
+					cause, pin = fmt.Errorf("%w: %v", ErrMisdelivered, err), signer
 					waiting = len(tries) >= len(c.cfg.Pins)
 				default:
 					again.Stop()

@@ -30,9 +30,14 @@ var (
 	// ErrClockSkew: the clocks of requester and key service differ by more than a
 	// minute; see [ClockSkewError] for the offset. Correct the clock.
 	ErrClockSkew = errors.New("keysvc: clock skew")
-	// ErrInvalid: the request is wrong: malformed, replayed, addressed to another
-	// service, a record that does not match its key ID or does not open.
+	// ErrInvalid: the request is wrong: malformed, addressed to another service, a
+	// record that does not match its key ID or does not open.
 	ErrInvalid = errors.New("keysvc: invalid request")
+	// ErrMisdelivered: this delivery of the request was not the requester's: a
+	// copy, or one on the subject of another operation. Anybody who sees a request
+	// can provoke that answer to it, so the client goes on waiting for another one;
+	// callers see it only as the cause inside ErrUnavailable.
+	ErrMisdelivered = errors.New("keysvc: request misdelivered")
 	// ErrUnsupported: the key service does not know the operation, exchange suite,
 	// scheme or record version.
 	ErrUnsupported = errors.New("keysvc: unsupported")
@@ -56,6 +61,7 @@ var codes = []struct {
 	{ErrBusy, "busy"},
 	{ErrClockSkew, "clock_skew"},
 	{ErrInvalid, "invalid"},
+	{ErrMisdelivered, "misdelivered"},
 	{ErrUnsupported, "unsupported"},
 }
 

@@ -22,7 +22,7 @@ var sentinels = map[string]error{
 	"denied": keysvc.ErrDenied, "no_scope": keysvc.ErrNoScope, "not_found": keysvc.ErrNotFound,
 	"suspended": keysvc.ErrSuspended, "destroyed": keysvc.ErrDestroyed, "unavailable": keysvc.ErrUnavailable,
 	"busy": keysvc.ErrBusy, "clock_skew": keysvc.ErrClockSkew, "invalid": keysvc.ErrInvalid,
-	"unsupported": keysvc.ErrUnsupported,
+	"unsupported": keysvc.ErrUnsupported, "misdelivered": keysvc.ErrMisdelivered,
 }
 
 func TestErrorTable(t *testing.T) {

@@ -47,6 +47,7 @@ func TestSuites(t *testing.T) {
 // TestExchange seals a result in every suite and opens it with every wrong key,
 // hash and byte.
 func TestExchange(t *testing.T) {
+	t.Parallel()
 	secret := []byte(`{"key":"` + string(base64Text(random(32))) + `"}`)
 	hash, other := keysvc.RequestHash([]byte("a")), keysvc.RequestHash([]byte("b"))
 	for _, suite := range keysvc.Suites() {

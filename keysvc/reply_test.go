@@ -177,6 +177,7 @@ func TestDecodeReplyRefused(t *testing.T) {
 
 // TestReplyBits flips every bit of a signed reply and cuts it everywhere.
 func TestReplyBits(t *testing.T) {
+	t.Parallel()
 	a := newAnswer(t)
 	denied, err := keysvc.EncodeError(a.service, "one", a.hash, keysvc.ErrDenied)
 	if err != nil {

@@ -58,8 +58,9 @@ func RequestHash(data []byte) [32]byte { return sha256.Sum256(data) }
 // DecodeRequest checks a signed request: sizes, strict JSON, enrolment,
 // signature, operation, audience, time window, nonce length, suite and ephemeral
 // key. It does not know which nonces were seen: that is the caller's replay
-// cache. Errors: [ErrInvalid], [ErrDenied] (not enrolled), [*ClockSkewError],
-// [ErrUnsupported] (suite).
+// cache, which refuses with [ErrMisdelivered] what it has seen. Errors:
+// [ErrInvalid], [ErrDenied] (not enrolled), [ErrMisdelivered] (operation),
+// [*ClockSkewError], [ErrBusy] (signed before NotBefore), [ErrUnsupported] (suite).
 func DecodeRequest(data []byte, c RequestCheck) (*Request, error) {
 	if len(data) <= signatureSize || len(data) > MaxRequest {
 		return nil, fmt.Errorf("%w: request of %d bytes", ErrInvalid, len(data))
@@ -76,7 +77,7 @@ func DecodeRequest(data []byte, c RequestCheck) (*Request, error) {
 		return nil, err
 	}
 	if b.Op != c.Op {
-		return nil, fmt.Errorf("%w: request for %q sent to %q", ErrInvalid, b.Op, c.Op)
+		return nil, fmt.Errorf("%w: request for %.64q sent to %q", ErrMisdelivered, b.Op, c.Op)
 	}
 	if b.Audience != c.Audience {
 		return nil, fmt.Errorf("%w: request addressed to another service", ErrInvalid)

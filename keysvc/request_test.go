@@ -198,9 +198,9 @@ func TestDecodeRequestRefused(t *testing.T) {
 		f    fields
 		err  error
 	}{
-		{"another operation", x.good.with("op", `"generate"`), keysvc.ErrInvalid},
-		{"operation in another case", x.good.with("op", `"Open"`), keysvc.ErrInvalid},
-		{"no operation", x.good.without("op"), keysvc.ErrInvalid},
+		{"another operation", x.good.with("op", `"generate"`), keysvc.ErrMisdelivered},
+		{"operation in another case", x.good.with("op", `"Open"`), keysvc.ErrMisdelivered},
+		{"no operation", x.good.without("op"), keysvc.ErrMisdelivered},
 		{"another audience", x.good.with("audience", quote(other.service.Public())), keysvc.ErrInvalid},
 		{"audience of the requester", x.good.with("audience", quote(x.requester.Public())), keysvc.ErrInvalid},
 		{"no audience", x.good.without("audience"), keysvc.ErrInvalid},
@@ -341,6 +341,7 @@ func TestRequestSigner(t *testing.T) {
 
 // TestRequestBits flips every bit of a signed request.
 func TestRequestBits(t *testing.T) {
+	t.Parallel()
 	x := newExchange(t)
 	data := x.signed(t, x.good)
 	for i := range len(data) * 8 {
@@ -359,6 +360,7 @@ func TestRequestBits(t *testing.T) {
 
 // TestRequestStrict: names are taken as they are, once, and no others.
 func TestRequestStrict(t *testing.T) {
+	t.Parallel()
 	x := newExchange(t)
 	refused := func(name, body string) {
 		t.Helper()
