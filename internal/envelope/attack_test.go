@@ -43,7 +43,10 @@ func refused(t *testing.T, v *sample, attacked []byte, what string) {
 }
 
 func TestEveryBitFlip(t *testing.T) {
-	for _, v := range samples(t) {
+	for i, v := range samples(t) {
+		if raceDetector && i%8 != 0 {
+			continue // slow there, and nothing runs concurrently
+		}
 		attacked := bytes.Clone(v.sealed)
 		for i := range attacked {
 			for bit := range 8 {
@@ -110,6 +113,9 @@ func TestFieldSwaps(t *testing.T) {
 	}
 	swaps := 0
 	for i := range all {
+		if raceDetector && i%8 != 0 {
+			continue // slow there, and nothing runs concurrently
+		}
 		a, err := envelope.Parse(all[i].sealed)
 		if err != nil {
 			t.Fatal(err)
@@ -134,7 +140,7 @@ func TestFieldSwaps(t *testing.T) {
 			}
 		}
 	}
-	if swaps < 10_000 {
+	if swaps < 10_000 && !raceDetector {
 		t.Errorf("only %d swaps changed anything", swaps)
 	}
 }

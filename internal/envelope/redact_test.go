@@ -71,7 +71,7 @@ func TestLeaksFinds(t *testing.T) {
 	lower, exact := spellings(s)
 	for _, out := range []string{
 		fmt.Sprintf("%x", s), fmt.Sprintf("%X", s), fmt.Sprintf("% x", s), fmt.Sprintf("%v", s), fmt.Sprintf("%#v", s), fmt.Sprintf("%q", s),
-		fmt.Sprint(binary.BigEndian.Uint32(s[4:])), fmt.Sprintf("%#x", binary.LittleEndian.Uint32(s[8:])), fmt.Sprintf("%s", s), fmt.Sprintf("%d", [32]byte(s)), "x" + base64.StdEncoding.EncodeToString(s[1:]), base64.URLEncoding.EncodeToString(s),
+		fmt.Sprint(binary.BigEndian.Uint32(s[4:])), fmt.Sprintf("%#x", binary.LittleEndian.Uint32(s[8:])), string(s), fmt.Sprintf("%d", [32]byte(s)), "x" + base64.StdEncoding.EncodeToString(s[1:]), base64.URLEncoding.EncodeToString(s),
 	} {
 		if leaks(out, lower, exact) == "" {
 			t.Errorf("not seen in %q", out)
