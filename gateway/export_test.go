@@ -5,7 +5,7 @@ import "time"
 // Tuning lets tests shorten a gateway's waits.
 type Tuning struct {
 	ClaimTTL, Heartbeat, AckTimeout, Tick, Key, KeySlow, Drain time.Duration
-	NoClaim                                                   bool
+	NoClaim                                                    bool
 }
 
 // Tune applies t before Run; zero fields stay as they are.

@@ -39,9 +39,9 @@ type fixture struct {
 
 // newFixture makes a source stream in.> with cfg's settings and a route to
 // sealed.in.>, which keeps what it seals and creates its sealed stream.
-func newFixture(t *testing.T, cfg jetstream.StreamConfig) *fixture {
+func newFixture(t *testing.T, cfg jetstream.StreamConfig, opts ...natstest.Option) *fixture {
 	t.Helper()
-	srv := natstest.New(t)
+	srv := natstest.New(t, opts...)
 	f := &fixture{t: t, srv: srv, js: srv.JetStream(t), keys: newFakeKeys()}
 	f.tune = gateway.Tuning{Heartbeat: 500 * time.Millisecond, AckTimeout: 2 * time.Second, Tick: 50 * time.Millisecond, Key: 10 * time.Millisecond, KeySlow: 20 * time.Millisecond, ClaimTTL: 2 * time.Second, Drain: 3 * time.Second}
 	cfg.Name = source
@@ -297,3 +297,14 @@ func checkChain(t *testing.T, got []opened) {
 }
 
 type gatewayStats = gateway.RouteStats
+
+// sourceEmpty waits until every source message was released.
+func (f *fixture) sourceEmpty() {
+	f.t.Helper()
+	natstest.Eventually(f.t, 10*time.Second, func() error {
+		if n := f.info(source).State.Msgs; n != 0 {
+			return fmt.Errorf("%d source messages not released", n)
+		}
+		return nil
+	})
+}

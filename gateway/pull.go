@@ -46,8 +46,9 @@ type puller struct {
 	status chan nats.Status
 
 	delivered uint64 // last consumer sequence
+	alive     bool   // the server sent a heartbeat
 	closed    bool
-	failed    error  // kept until the items before it are handed on
+	failed    error // kept until the items before it are handed on
 }
 
 // pullSlot is one outstanding request.
@@ -196,7 +197,8 @@ func (p *puller) state(s *pullSlot, m *nats.Msg) error {
 	}
 	switch {
 	case code == "100":
-		return nil // heartbeat
+		p.alive = true // heartbeat
+		return nil
 	case code == "408" || code == "404" || code == "409" && text == "Batch Completed":
 		return p.request(s)
 	case code == "409" && text == "Message Size Exceeds MaxBytes":

@@ -126,6 +126,7 @@ func (w *worker) reportGap(missing, from, to uint64) error {
 	}
 	w.log.Warn("source messages lost before they were sealed", "missing", missing, "from", from, "to", to)
 	w.metrics.lost(missing)
+	w.board.update(func(s *RouteStats) { s.Lost += missing })
 	return nil
 }
 

@@ -44,6 +44,7 @@ type tenure struct {
 	sealer    *sealer
 	releaser  *releaser
 	pending   uint64
+	barren    *pause // between openings of the source that bring no message; nil after one did
 
 	mu    sync.Mutex // guards ahead
 	ahead ahead
@@ -61,12 +62,15 @@ func (t *tenure) run(ctx context.Context, d *destination, info *jetstream.Stream
 	w := t.w
 	tctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// What has to be done after ctx ended, in bounded time.
+	after, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
 	if t.reader, err = w.openReader(tctx, info, t.cursor); err != nil {
 		return err
 	}
 	defer func() {
 		t.reader.close()
-		w.dropReader(context.WithoutCancel(ctx), t.reader)
+		w.dropReader(after, t.reader)
 	}()
 
 	maxSize := int(w.route.Sealed.Conn.MaxPayload())
@@ -94,7 +98,7 @@ func (t *tenure) run(ctx context.Context, d *destination, info *jetstream.Stream
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		k.run(context.WithoutCancel(ctx), stop)
+		k.run(after, stop)
 	}()
 	go func() {
 		select {
@@ -106,14 +110,14 @@ func (t *tenure) run(ctx context.Context, d *destination, info *jetstream.Stream
 
 	w.board.state(StateRunning)
 	err = t.pump(tctx)
+	deadline := time.AfterFunc(w.tune.drain, giveUp)
+	defer deadline.Stop()
 	if ferr := eng.err(); ferr == nil {
 		// Shutdown, a message that stops the route, a lost claim: what was published
 		// before it still counts.
-		dctx, dcancel := context.WithTimeout(context.WithoutCancel(ctx), w.tune.drain)
-		if derr := eng.drain(dctx); derr != nil {
+		if derr := eng.drain(after); derr != nil {
 			w.log.Warn("not everything was acknowledged; the next run reads what was stored", "error", derr)
 		}
-		dcancel()
 	} else if !stops(err) {
 		err = ferr
 	}
@@ -142,11 +146,15 @@ func (t *tenure) pump(ctx context.Context) error {
 			return err
 		}
 		if len(items) == 0 {
+			if t.reader.alive {
+				t.barren = nil
+			}
 			if err := t.idle(ctx); err != nil {
 				t.w.log.Debug("looking how far the source was read", "error", err)
 			}
 			continue
 		}
+		t.barren = nil
 		if err := t.relay(ctx, items); err != nil {
 			return err
 		}
@@ -161,6 +169,11 @@ func (t *tenure) reopen(ctx context.Context, why error) error {
 	w.log.Info("opening the source again", "reason", why, "after", t.cursor.scanned)
 	broken := t.reader
 	broken.close()
+	if t.barren == nil {
+		t.barren = newPause(w.tune.retry, w.tune.retryMax)
+	} else if err := t.barren.wait(ctx); err != nil { // the last opening brought nothing
+		return err
+	}
 	p := newPause(w.tune.retry, w.tune.retryMax)
 	for {
 		r, err := t.tryReopen(ctx)

@@ -138,7 +138,7 @@ func (w *worker) hold(ctx context.Context, retry *pause) error {
 	err = w.attempts(held, retry)
 	cancel(nil)
 	<-done
-	rctx, rcancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+	rctx, rcancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout/2)
 	defer rcancel()
 	if rerr := c.release(rctx); rerr != nil {
 		w.log.Warn("releasing the claim failed; it expires", "error", rerr)

@@ -1,0 +1,242 @@
+package gateway_test
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/keyweir/keyweir/gateway"
+	"github.com/keyweir/keyweir/internal/natstest"
+)
+
+// Plain AckNone reading lost 5,289 of 60,000 messages to six cuts, silently.
+func TestConnectionCuts(t *testing.T) {
+	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
+	f.route.Sealed.Create.Storage = gateway.MemoryStorage
+	p := natstest.NewProxy(t, f.srv.Addr())
+	f.route.Source.Conn = natstest.Connect(t, p.ClientURL())
+	f.route.Sealed.Conn = natstest.Connect(t, p.ClientURL())
+	const n, cuts = 60000, 6
+	f.publish(1, n)
+	f.start()
+	for i := range cuts {
+		want := uint64((i + 1) * n / (cuts + 2))
+		natstest.Eventually(t, 20*time.Second, func() error {
+			s, err := f.js.Stream(t.Context(), sealed)
+			if err != nil {
+				return err
+			}
+			if got := s.CachedInfo().State.LastSeq; got < want {
+				return fmt.Errorf("sealed %d, want %d for the next cut", got, want)
+			}
+			return nil
+		})
+		if p.Cut() == 0 {
+			t.Fatal("no connection to cut")
+		}
+	}
+	f.sealedCount(n, 20*time.Second)
+	f.verify(1, n)
+}
+
+// Without claims, two workers write at once all the time; the fence alone has to
+// keep every message single and in order.
+func TestRacingGateways(t *testing.T) {
+	f := newFixture(t, jetstream.StreamConfig{})
+	f.tune.NoClaim = true
+	const n = 6000
+	f.publish(1, 100)
+	other := f.route
+	other.Source.Conn, other.Sealed.Conn = f.srv.Conn(t), f.srv.Conn(t)
+	a, b := f.start(), f.startRoute(other)
+	for i := range 10 {
+		f.publish(101+i*(n-100)/10, 100+(i+1)*(n-100)/10)
+	}
+	f.sealedCount(n, 20*time.Second)
+	for _, r := range []*running{a, b} {
+		if err := r.stop(); err != nil {
+			t.Errorf("Run = %v", err)
+		}
+	}
+	f.verify(1, n)
+}
+
+// Two gateways with claims: one works, the other waits and takes over.
+func TestClaimHandOver(t *testing.T) {
+	f := newFixture(t, jetstream.StreamConfig{})
+	a := f.start()
+	a.eventually("first is running", func(s gatewayStats) bool { return s.State == gateway.StateRunning })
+	b := f.start()
+	b.eventually("second waits", func(s gatewayStats) bool { return s.State == gateway.StateWaiting })
+	f.publish(1, 100)
+	f.sealedCount(100, 10*time.Second)
+	if err := a.stop(); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	b.eventually("second took over", func(s gatewayStats) bool { return s.State == gateway.StateRunning })
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("take-over after a clean shutdown took %v: the claim was not released", took)
+	}
+	f.publish(101, 200)
+	f.sealedCount(200, 10*time.Second)
+	f.verify(1, 200)
+}
+
+// A worker is frozen in the middle of its window, a successor takes over, and the
+// frozen one comes back with everything it had in hand.
+func TestFrozenZombie(t *testing.T) {
+	for _, retention := range []jetstream.RetentionPolicy{jetstream.WorkQueuePolicy, jetstream.InterestPolicy, jetstream.LimitsPolicy} {
+		t.Run(retention.String(), func(t *testing.T) {
+			f := newFixture(t, jetstream.StreamConfig{Retention: retention, Storage: jetstream.MemoryStorage})
+			f.route.Source.AfterSeal = gateway.AfterSealPurge
+			f.tune.AckTimeout = 20 * time.Second // the frozen one shall not notice
+			f.tune.Heartbeat = 10 * time.Second
+			p := natstest.NewProxy(t, f.srv.Addr())
+			frozen := f.route
+			frozen.Window = 64
+			frozen.Source.Conn, frozen.Sealed.Conn = natstest.Connect(t, p.ClientURL()), natstest.Connect(t, p.ClientURL())
+			p.SetLatency(2 * time.Millisecond)
+			z := f.startRoute(frozen)
+			z.eventually("running", func(s gatewayStats) bool { return s.State == gateway.StateRunning })
+			const n = 4000
+			f.publish(1, n) // the frozen one needs much longer, with 64 messages per 4 ms
+			z.eventually("in the middle", func(s gatewayStats) bool { return s.Position > 500 })
+			p.Pause()
+			if got := f.info(sealed).State.LastSeq; got >= n {
+				t.Fatalf("frozen too late: %d of %d sealed", got, n)
+			}
+			b := f.start()
+			b.eventually("successor relays", func(s gatewayStats) bool { return s.State == gateway.StateRunning && s.Messages > 100 })
+			p.Resume()
+			z.eventually("the frozen one noticed", func(s gatewayStats) bool { return s.LastError != nil })
+			f.publish(n+1, n+1000)
+			f.sealedCount(n+1000, 15*time.Second)
+			f.sourceEmpty()
+			for _, r := range []*running{z, b} {
+				if err := r.stop(); err != nil {
+					t.Errorf("Run = %v", err)
+				}
+			}
+			f.verify(1, n+1000)
+		})
+	}
+}
+
+func TestServerRestart(t *testing.T) {
+	f := newFixture(t, jetstream.StreamConfig{})
+	f.publish(1, 1000)
+	run := f.start()
+	f.sealedCount(1000, 10*time.Second)
+	for i := range 2 {
+		f.srv.Restart()
+		natstest.Eventually(t, 10*time.Second, func() error {
+			_, err := f.js.AccountInfo(t.Context())
+			return err
+		})
+		f.publish(1000*(i+1)+1, 1000*(i+2))
+		f.sealedCount(uint64(1000*(i+2)), 15*time.Second)
+	}
+	if err := run.stop(); err != nil {
+		t.Fatal(err)
+	}
+	f.verify(1, 3000)
+}
+
+func TestTwoServers(t *testing.T) {
+	f := newFixture(t, jetstream.StreamConfig{})
+	hub := natstest.New(t)
+	f.route.Sealed.Conn = hub.Conn(t)
+	f.publish(1, 1000)
+	run := f.start()
+	run.eventually("relayed", func(s gatewayStats) bool { return s.Position == 1000 })
+	hub.Restart()
+	f.publish(1001, 1500)
+	run.eventually("relayed after the hub restarted", func(s gatewayStats) bool { return s.Position == 1500 })
+	f.srv.Restart()
+	natstest.Eventually(t, 10*time.Second, func() error {
+		_, err := f.js.AccountInfo(t.Context())
+		return err
+	})
+	f.publish(1501, 2000)
+	run.eventually("relayed after the source restarted", func(s gatewayStats) bool { return s.Position == 2000 })
+	if err := run.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.js.Stream(t.Context(), sealed); !errors.Is(err, jetstream.ErrStreamNotFound) {
+		t.Errorf("sealed stream on the source's server: %v", err)
+	}
+	local := f.js
+	f.js = hub.JetStream(t)
+	f.verify(1, 2000)
+	f.js = local
+}
+
+// Cancellation in the middle of a stream: everything published is accounted for,
+// and a successor goes on without waiting for the claim.
+func TestCleanShutdown(t *testing.T) {
+	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
+	const n = 20000
+	f.publish(1, n)
+	for round := range 20 {
+		run := f.start()
+		run.eventually("sealing", func(s gatewayStats) bool { return s.Messages > 500 || s.Position == n })
+		if err := run.stop(); err != nil {
+			t.Fatalf("Run = %v", err)
+		}
+		s := run.stats()
+		if got := f.info(sealed).State.LastSeq; got != s.SealedSequence {
+			t.Errorf("round %d: the sealed stream ends at %d, the gateway left at %d", round, got, s.SealedSequence)
+		}
+		if s.Position == n {
+			break
+		}
+	}
+	f.start()
+	f.sealedCount(n, 15*time.Second)
+	f.verify(1, n)
+}
+
+// The gateway's own connections close for good.
+func TestClosedConnectionStops(t *testing.T) {
+	f := newFixture(t, jetstream.StreamConfig{})
+	f.route.Source.Conn = f.srv.Conn(t)
+	run := f.start()
+	run.eventually("running", func(s gatewayStats) bool { return s.State == gateway.StateRunning })
+	f.route.Source.Conn.Close()
+	run.stopped(gateway.ErrConnection)
+}
+
+// A publish that the server refuses for a while is repeated until it is stored.
+func TestSealedStreamFull(t *testing.T) {
+	f := newFixture(t, jetstream.StreamConfig{})
+	f.create(jetstream.StreamConfig{
+		Name: sealed, Subjects: []string{"sealed.in.>"}, MaxMsgs: 50, Discard: jetstream.DiscardNew,
+		Metadata: map[string]string{"keyweir-mode": "relayed", "keyweir-route": "r"},
+	})
+	f.publish(1, 120)
+	run := f.start()
+	run.eventually("held up", func(s gatewayStats) bool { return s.Position == 50 && s.LastError != nil })
+	s, err := f.js.Stream(t.Context(), sealed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := f.open()
+	if err := s.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	run.eventually("next fifty", func(s gatewayStats) bool { return s.Position == 100 })
+	second := f.open()
+	if err := s.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	run.eventually("the rest", func(s gatewayStats) bool { return s.Position == 120 })
+	all := append(append(first, second...), f.open()...)
+	checkChain(t, all)
+	if len(all) != 120 {
+		t.Errorf("%d messages, want 120", len(all))
+	}
+}
