@@ -179,6 +179,9 @@ func (c *checker) gateway(path string, g *Gateway) {
 	for i, p := range g.Keysvc.Pins {
 		c.publicKey(fmt.Sprintf("%s.keysvc.pins[%d]", path, i), p, nkeys.PrefixByteServer, "N a service (N...)")
 	}
+	if g.ClaimTTL != 0 && g.ClaimTTL < Duration(time.Second) {
+		c.fail(path+".claim_ttl", "at least 1s")
+	}
 	if len(g.Routes) == 0 {
 		c.fail(path+".routes", "at least one route is required")
 	}

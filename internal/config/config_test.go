@@ -191,7 +191,9 @@ func TestIdentityIsConnectionKey(t *testing.T) {
 			"-----BEGIN USER NKEY SEED-----\n" + seed + "\n------END USER NKEY SEED------\n"
 	}
 	t.Setenv("KW_TEST_SEED", same)
-	context := func(seed string) string { return write("ctx.json", fmt.Sprintf(`{"url":"nats://h","nkey":%q}`, write("c.nk", seed))) }
+	context := func(seed string) string {
+		return write("ctx.json", fmt.Sprintf(`{"url":"nats://h","nkey":%q}`, write("c.nk", seed)))
+	}
 	tests := []struct {
 		name, conn string
 		refused    bool

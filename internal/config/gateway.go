@@ -8,6 +8,10 @@ type Gateway struct {
 	Identity SecretRef `yaml:"identity"`
 	// Keysvc says which key service is asked.
 	Keysvc KeysvcClient `yaml:"keysvc"`
+	// ClaimTTL is how long the claim of a killed instance keeps another one
+	// waiting, at least 1s. It counts when the first gateway of a sealed stream's
+	// server makes the bucket of claims. Default: 10s.
+	ClaimTTL Duration `yaml:"claim_ttl"`
 	// Routes say what is sealed. At least one; names are unique.
 	Routes []Route `yaml:"routes"`
 }

@@ -1,0 +1,189 @@
+package cli
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyweir/keyweir/gateway"
+	"github.com/keyweir/keyweir/internal/config"
+	"github.com/keyweir/keyweir/keysvc"
+	"github.com/keyweir/keyweir/keysvc/keyserver"
+)
+
+// permission is what one NATS user of one connection needs, and nothing more.
+type permission struct {
+	Who       string   `json:"who"`       // a process or a principal
+	NATS      string   `json:"nats"`      // name of the connection
+	Publish   []string `json:"publish"`   // subjects it may publish to
+	Subscribe []string `json:"subscribe"` // subjects it may subscribe to
+	Responses bool     `json:"responses"` // answers requests
+	Why       string   `json:"why"`       // for people
+	inbox     string   // prefix of its reply subjects
+	set       []string // publish, while it is put together
+}
+
+func newConfigPermissions(u *ui) *cobra.Command {
+	var (
+		path   string
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use: "permissions", Short: "Print the NATS permissions that each process needs", Args: noArgs,
+		Long: `Prints, as users of a nats-server configuration, what the gateway, the key service
+and each reader may do on each connection: exactly what they need. Nobody else
+should be allowed to publish to the sealed subjects.`,
+		RunE: func(*cobra.Command, []string) error {
+			f, err := loadConfig(path)
+			if err != nil {
+				return err
+			}
+			ps := permissions(f)
+			if asJSON {
+				return u.json(ps)
+			}
+			return writePermissions(u.out, ps)
+		},
+	}
+	configFlag(cmd, &path)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print an array of objects")
+	return cmd
+}
+
+// permissions lists who needs what, ordered by connection and name.
+func permissions(f *config.File) []permission {
+	by := map[[2]string]*permission{}
+	user := func(who, nats, why string) *permission {
+		p := by[[2]string{nats, who}]
+		if p == nil {
+			p = &permission{Who: who, NATS: nats, Why: why, inbox: cmp.Or(f.NATS[nats].InboxPrefix, "_INBOX")}
+			by[[2]string{nats, who}] = p
+		}
+		return p
+	}
+	if g := f.Gateway; g != nil {
+		why := "reads plaintext, writes sealed streams"
+		keys := user("gateway", g.Keysvc.NATS, why)
+		for _, op := range []string{keysvc.OpGenerate, keysvc.OpRouteKey, keysvc.OpScopes, keysvc.OpStatus} {
+			keys.publish(keysvc.Subject(f.Service, op))
+		}
+		for _, r := range g.Routes {
+			user("gateway", r.Source.NATS, why).source(r)
+			user("gateway", r.Sealed.NATS, why).sealed(r)
+		}
+	}
+	if k := f.Keysvc; k != nil {
+		p := user("keysvc", k.NATS, "answers requests for keys, keeps the key directory")
+		bucket := keyserver.DirectoryBucket(f.Service)
+		p.stream("KV_"+bucket, "STREAM.INFO", "STREAM.CREATE", "STREAM.MSG.GET")
+		p.publish("$JS.API.DIRECT.GET.KV_"+bucket+".>", "$JS.API.INFO", "$KV."+bucket+".>")
+		p.Responses = true
+		p.Subscribe = append(p.Subscribe, "keyweir.v1."+f.Service+".>", "$SRV.>")
+		for _, name := range slices.Sorted(maps.Keys(k.Principals)) {
+			if mayOpen(k, name) {
+				reader(user(name, k.NATS, "reads sealed streams"), f)
+			}
+		}
+	}
+	out := make([]permission, 0, len(by))
+	for _, p := range by {
+		slices.Sort(p.set)
+		p.Publish = slices.Compact(p.set)
+		p.Subscribe = append(p.Subscribe, p.inbox+".>")
+		out = append(out, *p)
+	}
+	slices.SortFunc(out, func(a, b permission) int { return cmp.Or(cmp.Compare(a.NATS, b.NATS), cmp.Compare(a.Who, b.Who)) })
+	return out
+}
+
+func mayOpen(k *config.Keysvc, principal string) bool {
+	return slices.ContainsFunc(k.Grants, func(g config.Grant) bool {
+		return g.To == principal && slices.Contains(g.May, keysvc.OpOpen)
+	})
+}
+
+func (p *permission) publish(subjects ...string) { p.set = append(p.set, subjects...) }
+
+// stream allows JetStream API calls that end in the stream's name.
+func (p *permission) stream(name string, calls ...string) {
+	for _, c := range calls {
+		p.publish("$JS.API." + c + "." + name)
+	}
+}
+
+// consumers allows to make, read and remove consumers of a stream.
+func (p *permission) consumers(stream string) {
+	p.publish("$JS.API.CONSUMER.CREATE."+stream+".>", "$JS.API.CONSUMER.INFO."+stream+".*",
+		"$JS.API.CONSUMER.DELETE."+stream+".*", "$JS.API.CONSUMER.MSG.NEXT."+stream+".*",
+		"$JS.API.CONSUMER.LIST."+stream, "$JS.API.CONSUMER.NAMES."+stream)
+}
+
+func (p *permission) source(r config.Route) {
+	p.stream(r.Source.Stream, "STREAM.INFO", "STREAM.MSG.GET")
+	p.consumers(r.Source.Stream)
+	p.publish("$JS.ACK." + r.Source.Stream + ".>") // WorkQueue and interest streams
+	if r.Source.AfterSeal == config.AfterSealPurge {
+		p.stream(r.Source.Stream, "STREAM.PURGE")
+	}
+}
+
+func (p *permission) sealed(r config.Route) {
+	p.stream(r.Sealed.Stream, "STREAM.INFO", "STREAM.MSG.GET")
+	if r.Sealed.Create != nil {
+		p.stream(r.Sealed.Stream, "STREAM.CREATE")
+	}
+	p.publish(r.Sealed.Subject)
+	for _, b := range []string{gateway.ClaimsBucket, gateway.PositionsBucket} {
+		p.stream("KV_"+b, "STREAM.INFO", "STREAM.MSG.GET", "STREAM.CREATE")
+		p.publish("$KV." + b + ".>")
+	}
+}
+
+// reader allows what package streams does; acknowledging needs $JS.ACK of the
+// application's consumers.
+func reader(p *permission, f *config.File) {
+	p.publish(keysvc.Subject(f.Service, keysvc.OpOpen), keysvc.Subject(f.Service, keysvc.OpStatus))
+	if f.Gateway == nil {
+		return
+	}
+	for _, r := range f.Gateway.Routes {
+		if r.Sealed.NATS == p.NATS {
+			p.stream(r.Sealed.Stream, "STREAM.INFO", "STREAM.MSG.GET")
+			p.consumers(r.Sealed.Stream)
+			p.publish("$JS.ACK." + r.Sealed.Stream + ".>")
+		}
+	}
+}
+
+func writePermissions(w io.Writer, ps []permission) error {
+	var b bytes.Buffer
+	last := ""
+	for _, p := range ps {
+		if p.NATS != last {
+			fmt.Fprintf(&b, "# connection %q\n", p.NATS)
+			last = p.NATS
+		}
+		responses := ""
+		if p.Responses {
+			responses = "\n    allow_responses: true"
+		}
+		fmt.Fprintf(&b, "# %s: %s\n{\n  user: %s\n  permissions: {\n    publish: { allow: [%s] }\n    subscribe: { allow: [%s] }%s\n  }\n}\n",
+			p.Who, p.Why, p.Who, natsList(p.Publish), natsList(p.Subscribe), responses)
+	}
+	_, err := w.Write(b.Bytes())
+	return writeError(err)
+}
+
+func natsList(subjects []string) string {
+	var b strings.Builder
+	for _, s := range subjects {
+		fmt.Fprintf(&b, "\n      %q", s)
+	}
+	return b.String() + "\n    "
+}
