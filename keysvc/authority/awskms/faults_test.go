@@ -276,6 +276,32 @@ func TestLyingAnswers(t *testing.T) {
 	}
 }
 
+func TestLyingAnswersToAnAlias(t *testing.T) {
+	for _, home := range []string{"alias/keyweir", testAlias} {
+		p := kmstest.NewProxy(t, "")
+		a := open(t, awskms.Config{KeyID: home, Endpoint: p.URL, Limits: quick()})
+		for id, want := range map[string]error{
+			testARN:  nil,
+			otherARN: nil, // an alias may name any key of its account
+			testID:   nil,
+			"arn:aws:kms:us-east-1:111122223333:key/" + testID: authority.ErrUnavailable,
+			testAlias:       authority.ErrUnavailable,
+			"alias/keyweir": authority.ErrUnavailable,
+		} {
+			p.Script(kmstest.Answer(map[string]any{"KeyId": id, "Plaintext": secret, "CiphertextBlob": []byte("blob")}))
+			_, w, err := a.GenerateDataKey(t.Context(), "", testContext)
+			if want == nil && (err != nil || w.KeyID != id) {
+				t.Errorf("%s answered with %s: %q, %v", home, id, w.KeyID, err)
+			}
+			if want != nil {
+				if cerr := authoritytest.CheckError(err, want, secret); cerr != nil {
+					t.Errorf("%s answered with %s: %v", home, id, cerr)
+				}
+			}
+		}
+	}
+}
+
 func TestRetriesSucceed(t *testing.T) {
 	s := kmstest.LocalKMS(t)
 	p := kmstest.NewProxy(t, s.Endpoint)

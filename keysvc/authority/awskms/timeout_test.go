@@ -90,9 +90,13 @@ func TestCancelAndCloseDuringCall(t *testing.T) {
 			done <- err
 		}()
 		<-asked
+		start := time.Now()
 		end(a, cancel)
 		err := <-done
 		cancel()
+		if d := time.Since(start); d > 20*time.Second {
+			t.Errorf("%s: the call ended %v later", name, d)
+		}
 		if cerr := authoritytest.CheckError(err, authority.ErrUnavailable, secret); cerr != nil {
 			t.Errorf("%s: %v", name, cerr)
 		}
