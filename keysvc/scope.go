@@ -55,7 +55,7 @@ func compileRule(r ScopeRule) (compiledRule, error) {
 	c.match = strings.Split(r.Match, ".")
 	for i, t := range c.match {
 		switch {
-		case t == "" || strings.ContainsAny(t, " \t\r\n"):
+		case t == "" || strings.ContainsAny(t, " \t\r\n\f"):
 			return c, fmt.Errorf("%w: the pattern has an empty or blank token", ErrInvalid)
 		case t == ">" && i != len(c.match)-1:
 			return c, fmt.Errorf("%w: > is not the last token", ErrInvalid)
@@ -107,7 +107,7 @@ func (s *ScopeRules) Scope(subject string) (scope string, rule int, err error) {
 	}
 	tokens := strings.Split(subject, ".")
 	for _, t := range tokens {
-		if t == "" || t == "*" || t == ">" || strings.ContainsAny(t, " \t\r\n") {
+		if t == "" || t == "*" || t == ">" || strings.ContainsAny(t, " \t\r\n\f") {
 			return "", 0, fmt.Errorf("%w: subject %q", ErrInvalid, subject)
 		}
 	}
