@@ -22,7 +22,8 @@
 // message at the stream's last sequence, reads the source from there, and every
 // publish names the sequence it must follow. Whoever else writes makes the next
 // publish fail: the worker then discards what is not acknowledged, reads the
-// position again and goes on. No de-duplication window is involved.
+// position again, checks that the last messages follow each other, and goes on. No
+// de-duplication window is involved.
 //
 // Two instances of a gateway may run; a claim in a key-value bucket lets one of
 // them work, and a late holder is harmless.
@@ -47,6 +48,7 @@
 // CONSUMER.INFO, CONSUMER.DELETE, CONSUMER.MSG.NEXT, STREAM.PURGE (after_seal:
 // purge) and $JS.ACK (queues) of the stream. On the sealed side: STREAM.INFO,
 // STREAM.MSG.GET and STREAM.CREATE of the stream and of KV_KEYWEIR_claims and
-// KV_KEYWEIR_positions, and publishing to the sealed subjects, which nobody else
+// KV_KEYWEIR_positions, CONSUMER.CREATE, CONSUMER.MSG.NEXT and CONSUMER.DELETE of
+// the stream (after a crash its last messages are checked), and publishing to the sealed subjects, which nobody else
 // should be allowed, and to $KV.KEYWEIR_claims.> and $KV.KEYWEIR_positions.>.
 package gateway

@@ -25,15 +25,16 @@ const (
 // position is what HeaderSource of a sealed message says: which source message
 // it is the sealed copy of.
 //
-//	<chain>:<sequence>:<source created>:<source timestamp>:<mac>
+//	<chain>:<sequence>:<previous>:<source created>:<source timestamp>:<mac>
 //
-// chain is 32 hexadecimal digits, sequence decimal, both times unix nanoseconds,
-// mac 43 characters of unpadded base64url.
+// chain is 32 hexadecimal digits, both sequences are decimal, both times unix
+// nanoseconds, mac 43 characters of unpadded base64url.
 type position struct {
 	chain     envelope.ChainID
 	sequence  uint64
-	created   int64 // when the source stream was made
-	timestamp int64 // when the source stream stored the message
+	previous  uint64 // source sequence of the message before this one on the chain; 0: first
+	created   int64  // when the source stream was made
+	timestamp int64  // when the source stream stored the message
 }
 
 // home is what a position is bound to besides its own fields. Equal names in
@@ -63,8 +64,8 @@ var b64 = base64.RawURLEncoding.Strict()
 //	K = HMAC-SHA-256(route key, "keyweir/v1/position" || route || sealed stream || sealed created ||
 //	                 partition || source stream || source created || chain)   strings length-prefixed
 //
-// and HMAC-SHA-256(K, sealed sequence || source sequence || source timestamp) per
-// message. That is as strong as one HMAC over everything and costs two
+// and HMAC-SHA-256(K, sealed sequence || source sequence || previous || source
+// timestamp) per message. That is as strong as one HMAC over everything and costs two
 // compressions a message instead of five.
 //
 // The sealed sequence is the one the message will have, which the fence makes
@@ -107,12 +108,13 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
 }
 
-// sum returns the MAC; it is valid until the next call.
-func (s *signer) compute(sealedSeq, sequence uint64, timestamp int64) []byte {
-	var in [24]byte
+// compute returns the MAC; it is valid until the next call.
+func (s *signer) compute(sealedSeq, sequence, previous uint64, timestamp int64) []byte {
+	var in [32]byte
 	binary.BigEndian.PutUint64(in[0:], sealedSeq)
 	binary.BigEndian.PutUint64(in[8:], sequence)
-	binary.BigEndian.PutUint64(in[16:], uint64(timestamp))
+	binary.BigEndian.PutUint64(in[16:], previous)
+	binary.BigEndian.PutUint64(in[24:], uint64(timestamp))
 	s.mac.Reset()
 	s.scratch = append(s.scratch[:0], in[:]...) // a local would escape through the interface
 	s.mac.Write(s.scratch)
@@ -121,10 +123,12 @@ func (s *signer) compute(sealedSeq, sequence uint64, timestamp int64) []byte {
 
 // header returns the value of HeaderSource for the message that will be stored
 // at sealedSeq.
-func (s *signer) header(sealedSeq, sequence uint64, timestamp int64) string {
-	mac := s.compute(sealedSeq, sequence, timestamp)
+func (s *signer) header(sealedSeq, sequence, previous uint64, timestamp int64) string {
+	mac := s.compute(sealedSeq, sequence, previous, timestamp)
 	b := append(s.scratch[:0], s.prefix...)
 	b = strconv.AppendUint(b, sequence, 10)
+	b = append(b, ':')
+	b = strconv.AppendUint(b, previous, 10)
 	b = append(b, s.middle...)
 	b = strconv.AppendInt(b, timestamp, 10)
 	b = append(b, ':')
@@ -134,7 +138,7 @@ func (s *signer) header(sealedSeq, sequence uint64, timestamp int64) string {
 }
 
 // maxSourceHeader is the longest value of HeaderSource.
-const maxSourceHeader = 32 + 1 + 20 + 1 + 20 + 1 + 20 + 1 + 43
+const maxSourceHeader = 32 + 4*(1+20) + 1 + 43
 
 var errBadPosition = errors.New("not a position of this route")
 
@@ -145,7 +149,7 @@ func readPosition(key keysvc.RouteKey, h *home, sealedSeq uint64, value string) 
 	if err != nil {
 		return position{}, err
 	}
-	want := newSigner(key, h, p.chain, p.created).compute(sealedSeq, p.sequence, p.timestamp)
+	want := newSigner(key, h, p.chain, p.created).compute(sealedSeq, p.sequence, p.previous, p.timestamp)
 	if !hmac.Equal(mac, want) {
 		return position{}, fmt.Errorf("%w: wrong MAC", errBadPosition)
 	}
@@ -159,20 +163,22 @@ func parsePosition(value string) (p position, mac []byte, err error) {
 		return position{}, nil, fmt.Errorf("%w: no %s header", errBadPosition, HeaderSource)
 	}
 	f := strings.Split(value, ":")
-	if len(value) > maxSourceHeader || len(f) != 5 {
+	if len(value) > maxSourceHeader || len(f) != 6 {
 		return position{}, nil, malformed
 	}
 	if p.chain, err = envelope.ParseChainID(f[0]); err != nil {
 		return position{}, nil, malformed
 	}
 	seq, err1 := strconv.ParseUint(f[1], 10, 64)
-	created, err2 := strconv.ParseInt(f[2], 10, 64)
-	timestamp, err3 := strconv.ParseInt(f[3], 10, 64)
-	mac, err4 := b64.DecodeString(f[4])
-	if errors.Join(err1, err2, err3, err4) != nil || seq == 0 || len(mac) != sha256.Size ||
-		strconv.FormatUint(seq, 10) != f[1] || strconv.FormatInt(created, 10) != f[2] || strconv.FormatInt(timestamp, 10) != f[3] {
+	previous, err2 := strconv.ParseUint(f[2], 10, 64)
+	created, err3 := strconv.ParseInt(f[3], 10, 64)
+	timestamp, err4 := strconv.ParseInt(f[4], 10, 64)
+	mac, err5 := b64.DecodeString(f[5])
+	if errors.Join(err1, err2, err3, err4, err5) != nil || previous >= seq || len(mac) != sha256.Size ||
+		strconv.FormatUint(seq, 10) != f[1] || strconv.FormatUint(previous, 10) != f[2] ||
+		strconv.FormatInt(created, 10) != f[3] || strconv.FormatInt(timestamp, 10) != f[4] {
 		return position{}, nil, malformed
 	}
-	p.sequence, p.created, p.timestamp = seq, created, timestamp
+	p.sequence, p.previous, p.created, p.timestamp = seq, previous, created, timestamp
 	return p, mac, nil
 }

@@ -138,7 +138,7 @@ func (e *asyncEngine) publish(ctx context.Context, m *outgoing) error {
 	e.mu.Unlock()
 
 	e.msg.Subject, e.msg.Data = m.subject, m.data
-	e.msg.Header[HeaderSource][0] = e.signer.header(seq, m.source, m.timestamp)
+	e.msg.Header[HeaderSource][0] = e.signer.header(seq, m.source, m.previous, m.timestamp)
 	e.msg.Header[jetstream.ExpectedLastSeqHeader][0] = strconv.FormatUint(seq-1, 10)
 	for name, values := range m.clear {
 		e.msg.Header[name] = values

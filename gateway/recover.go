@@ -107,6 +107,11 @@ func (w *worker) locate(ctx context.Context, d *destination, store *recordStore)
 		chain: pos.chain, created: pos.created, lastSeq: d.lastSeq,
 		cursor: cursor{scanned: pos.sequence, previous: pos.sequence, timestamp: pos.timestamp},
 	}
+	if !current {
+		if err := w.checkTail(ctx, d, rec, same, pos); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case recErr != nil:
 		w.log.Warn("overwriting a position record of somebody else", "error", recErr)

@@ -21,6 +21,7 @@ type outgoing struct {
 	data      []byte
 	clear     nats.Header // headers in clear besides the engine's own; nil if none
 	source    uint64
+	previous  uint64
 	timestamp int64
 	payload   int // bytes of the application's payload
 }
@@ -68,7 +69,7 @@ func (s *sealer) seal(it *item, previous, gap uint64, now time.Time) (*outgoing,
 	m.SealedSubject, m.OriginSubject = k.sealed, it.msg.Subject
 
 	o := &s.out
-	o.subject, o.source, o.timestamp, o.payload = k.sealed, it.seq, it.timestamp, len(it.msg.Data)
+	o.subject, o.source, o.previous, o.timestamp, o.payload = k.sealed, it.seq, previous, it.timestamp, len(it.msg.Data)
 	clearSize := s.clearHeaders(it.msg)
 	// The largest this envelope can be, whether or not it carries the key record
 	// this time: so that it depends on the message alone which one is too large.

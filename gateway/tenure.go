@@ -24,11 +24,7 @@ const batchSize = 512
 // acknowledgement and position record, the record is older than the sealed stream
 // and is not used.
 //
-// What the fence does not see: it compares sequences, not authors. A frozen
-// predecessor whose messages are still on their way can get one in where its
-// expected sequence happens to fit. That is harmless, since both derive the same
-// message from the same predecessor; only if the source lost messages to limits
-// between the two would the links of the chain show a break.
+// What the fence alone does not see, checkTail does.
 type tenure struct {
 	w      *worker
 	place  place // where it began
