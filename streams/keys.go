@@ -18,7 +18,9 @@ import (
 // KeyOpener opens data keys; [keysvc.Client] is one, and streamstest.Keys for
 // tests. OpenKeys answers each of at most [keysvc.MaxBatch] records in their
 // order, with an error of its own. The Opener takes over the keys it gets and
-// clears them. Implementations are safe for concurrent use.
+// clears them. A key in answer to a record with Bytes says that the wraps of these
+// bytes opened, not only those of another form of the record that is known
+// already. Implementations are safe for concurrent use.
 type KeyOpener interface {
 	OpenKeys(ctx context.Context, records []keysvc.Record) ([]keysvc.OpenedKey, error)
 }
