@@ -262,3 +262,23 @@ func TestWrongKeys(t *testing.T) {
 		t.Errorf("GrantFromParts(zero subkey) = %v, want ErrInvalid", err)
 	}
 }
+
+// TestParseChecksTheHeader: what is wrong with the header is found before a key is asked for.
+func TestParseChecksTheHeader(t *testing.T) {
+	for _, v := range samples(t) {
+		for at, want := range map[int]error{0: envelope.ErrNotEnvelope, 1: envelope.ErrNotEnvelope, 2: envelope.ErrUnsupported, 3: envelope.ErrUnsupported, 5: envelope.ErrMalformed} {
+			attacked := bytes.Clone(v.sealed)
+			attacked[at] ^= 0x80
+			if _, err := envelope.Parse(attacked); !errors.Is(err, want) {
+				t.Errorf("%s: byte %d changed: %v, want %v", v.name, at, err, want)
+			}
+		}
+		for bit := 3; bit < 8; bit++ {
+			attacked := bytes.Clone(v.sealed)
+			attacked[4] |= 1 << bit
+			if _, err := envelope.Parse(attacked); !errors.Is(err, envelope.ErrMalformed) {
+				t.Errorf("%s: flag bit %d set: %v, want ErrMalformed", v.name, bit, err)
+			}
+		}
+	}
+}

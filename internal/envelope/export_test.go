@@ -38,3 +38,6 @@ func AppendMeta(m *Meta, pad int) ([]byte, error) {
 	m.put(b, l, pad)
 	return b, nil
 }
+
+// SubkeyIsCleared reports whether nothing of the grant's subkey is left.
+func (g *Grant) SubkeyIsCleared() bool { return DataKey{s: g.subkey}.IsZero() }

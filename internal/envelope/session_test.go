@@ -177,12 +177,21 @@ func TestGrantIsUsedOnce(t *testing.T) {
 	if _, err := g.Session(envelope.SessionConfig{}); !errors.Is(err, envelope.ErrSessionEnded) {
 		t.Errorf("second session of a grant: %v", err)
 	}
+	if !g.SubkeyIsCleared() {
+		t.Error("a used grant still holds its subkey")
+	}
 	if _, _, subkey := envelope.ExposeGrant(g); subkey != nil {
 		t.Error("a used grant still gives a subkey")
 	}
 
 	g = grant()
+	if g.SubkeyIsCleared() {
+		t.Error("a new grant holds no subkey")
+	}
 	raw, salt, subkey := envelope.ExposeGrant(g)
+	if !g.SubkeyIsCleared() {
+		t.Error("an exposed grant still holds its subkey")
+	}
 	if _, err := g.Session(envelope.SessionConfig{}); !errors.Is(err, envelope.ErrSessionEnded) {
 		t.Errorf("session of a grant that was sent away: %v", err)
 	}

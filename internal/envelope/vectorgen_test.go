@@ -323,6 +323,7 @@ func recordCases() []vectorCase {
 	bad("malformed", "no context", changed(1, 1, 1, func(c *vcore, _ []vwrap) { c.Context = nil }))
 	bad("malformed", "empty scope", changed(1, 1, 1, func(c *vcore, _ []vwrap) { c.Context[0][1] = "" }))
 	bad("malformed", "scope not UTF-8", changed(1, 1, 1, func(c *vcore, _ []vwrap) { c.Context[0][1] = "a\xc3" }))
+	bad("malformed", "context name not UTF-8", changed(1, 1, 1, func(c *vcore, _ []vwrap) { c.Context[1][0] = "z\xff" }))
 	bad("malformed", "context out of order", changed(1, 1, 1, func(c *vcore, _ []vwrap) { c.Context[0], c.Context[1] = c.Context[1], c.Context[0] }))
 	bad("malformed", "context name twice", changed(1, 1, 1, func(c *vcore, _ []vwrap) { c.Context = append(c.Context, c.Context[1]) }))
 	bad("malformed", "context name empty", changed(1, 1, 1, func(c *vcore, _ []vwrap) { c.Context = append([][2]string{{"", ""}}, c.Context...) }))
