@@ -21,6 +21,7 @@ type fakeKeys struct {
 	err      error         // every Generate fails with it
 	scopeErr error         // one scope's element fails with it
 	badScope string        // the scope of scopeErr
+	routeErr error         // RouteKey fails with it
 	rename   string        // Generate answers with this scope
 	lease    time.Duration // 0: an hour
 	messages uint64        // budget; 0: unlimited
@@ -65,6 +66,11 @@ func (k *fakeKeys) Scopes(context.Context) (*keysvc.ScopeRules, error) {
 }
 
 func (k *fakeKeys) RouteKey(_ context.Context, route string) (keysvc.RouteKey, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.routeErr != nil {
+		return keysvc.RouteKey{}, k.routeErr
+	}
 	sum := sha256.Sum256([]byte("test route key " + route))
 	return envelope.NewDataKey(sum[:])
 }

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/keyweir/keyweir/gateway"
+	"github.com/keyweir/keyweir/internal/embednats"
 	"github.com/keyweir/keyweir/internal/envelope"
 	"github.com/keyweir/keyweir/internal/natstest"
 )
@@ -307,4 +308,8 @@ func (f *fixture) sourceEmpty() {
 		}
 		return nil
 	})
+}
+
+func maxPayloadOption(n int) natstest.Option {
+	return func(o *embednats.Options) { o.Config += fmt.Sprintf("max_payload: %d\n", n) }
 }
