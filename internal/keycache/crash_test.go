@@ -1,6 +1,7 @@
 package keycache_test
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -99,8 +101,15 @@ func TestPowerCuts(t *testing.T) {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			// Every write of the creation in one round, a few of the rest.
-			if ops++; (round == 0 && ops < 60) || rng.IntN(30) == 0 {
+			// Every write of the creation in one round, several ways each, and a
+			// few of the rest.
+			n := 0
+			if ops++; round == 0 && ops < 60 {
+				n = 8
+			} else if rng.IntN(30) == 0 {
+				n = 1
+			}
+			for range n {
 				acked := l.snapshot() // before the cut: all of it must survive
 				fs := mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng})
 				taken = append(taken, cut{fs, acked})
@@ -153,6 +162,40 @@ func TestPowerCuts(t *testing.T) {
 		t.Errorf("only %d power cuts, want at least %d", cuts, wantCuts)
 	}
 	t.Logf("%d power cuts", cuts)
+}
+
+// Erase returns only when the old tables are gone from the directory.
+func TestEraseWaitsForRemoval(t *testing.T) {
+	release := make(chan struct{})
+	inject := errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpRemove && strings.HasSuffix(op.Path, ".sst") {
+			<-release
+		}
+		return nil
+	})
+	s, err := keycache.OpenFS(errorfs.Wrap(vfs.NewMem(), inject), "db", options(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, s, "k", "secret")
+	if err := s.Erase(t.Context(), nil); err != nil { // into a table; nothing to remove yet
+		t.Fatal(err)
+	}
+	var b keycache.Batch
+	b.Delete([]byte("k"))
+	if err := s.Apply(t.Context(), &b); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := s.Erase(ctx, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Erase while the old table is still there = %v, want DeadlineExceeded", err)
+	}
+	close(release)
+	if err := s.Erase(t.Context(), nil); err != nil {
+		t.Errorf("Erase: %v", err)
+	}
+	mustClose(t, s)
 }
 
 // faulty runs a fixed workload on a disk whose write number n (and, if sticky,

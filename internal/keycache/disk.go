@@ -4,16 +4,22 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// disk is the file system Pebble and the head file write to. It does two things.
+// disk is the file system Pebble and the head file write to. It does three things.
 //
 // The first write that fails stops the store, right here: the goroutine is
 // parked for good and Pebble never hears of the error. Pebble would retry some,
 // call Fatalf for others and panic for the rest, on goroutines where nothing
 // can recover and with locks that make unwinding itself fatal.
+//
+// A marker file is created only when the names created before it are durable.
+// Pebble syncs the directory once, after the marker; a power cut in between may
+// keep the marker and lose the manifest it points to, and such a store does not
+// open any more.
 //
 // And a new log is a new file. Pebble would otherwise write it over an old one
 // and leave old rows, erased ones too, behind its end.
@@ -33,6 +39,11 @@ func (d disk) sure(what, name string, err error) error {
 
 // Create implements vfs.FS.
 func (d disk) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if strings.HasPrefix(d.PathBase(name), "marker.") {
+		if err := syncDir(d, d.PathDir(name)); err != nil {
+			return nil, err
+		}
+	}
 	f, err := d.FS.Create(name, c)
 	return file{f, d, name}, d.sure("creating", name, err)
 }

@@ -204,7 +204,8 @@ func (s *Store) reconcile(row *Head, empty bool, top *Head, whole int) (*Head, e
 	}
 	s.log.Warn("repairing head after a crash", "store", row.String(), "file", top.String())
 	// The commit may have been read from a log that was never synced: it must
-	// be durable before the file vouches for it.
+	// be durable before the file vouches for it. Pebble flushes what it replays
+	// by itself; this asks for what is relied on.
 	if err := s.flush(); err != nil {
 		return nil, err
 	}

@@ -127,14 +127,22 @@ func TestAliases(t *testing.T) {
 		}
 	}
 	// One of many concurrent creators gets the alias.
-	var wg sync.WaitGroup
-	errs := make([]error, 16)
-	for i := range errs {
-		wg.Go(func() { _, errs[i] = a.CreateKey(t.Context(), "contended") })
-	}
-	wg.Wait()
-	if n := len(slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, authority.ErrInvalid) })); n != 1 {
-		t.Errorf("%d creators got the alias, want 1", n)
+	for round := range 50 {
+		alias := fmt.Sprintf("contended/%d", round)
+		start := make(chan struct{})
+		var wg sync.WaitGroup
+		errs := make([]error, 16)
+		for i := range errs {
+			wg.Go(func() {
+				<-start
+				_, errs[i] = a.CreateKey(t.Context(), alias)
+			})
+		}
+		close(start)
+		wg.Wait()
+		if n := len(slices.DeleteFunc(errs, func(err error) bool { return errors.Is(err, authority.ErrInvalid) })); n != 1 {
+			t.Fatalf("%d creators got the alias, want 1", n)
+		}
 	}
 }
 
