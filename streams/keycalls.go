@@ -37,7 +37,7 @@ func (c *keyCache) land(f *flight, w want, got []keysvc.OpenedKey, i int, err er
 		err = ErrClosed
 	}
 	if err == nil {
-		f.key, err = c.install(w, &got[i])
+		f.key, err = c.answer(w, &got[i])
 	}
 	c.finish(f, w, err)
 }
@@ -75,7 +75,7 @@ func (c *keyCache) recheck(k *heldKey, w want) *flight {
 		if err = c.refreshed(k, ws[0], &got[0]); err != nil {
 			got[1].Key.Clear()
 			c.rethink(k, err)
-		} else if f.key, err = c.install(w, &got[1]); err != nil && !transient(err) {
+		} else if f.key, err = c.answer(w, &got[1]); err != nil && !transient(err) {
 			err = ErrTampered
 		}
 		c.finish(f, w, err)

@@ -18,9 +18,10 @@ import (
 // KeyOpener opens data keys; [keysvc.Client] is one, and streamstest.Keys for
 // tests. OpenKeys answers each of at most [keysvc.MaxBatch] records in their
 // order, with an error of its own. The Opener takes over the keys it gets and
-// clears them. A key in answer to a record with Bytes says that the wraps of these
-// bytes opened, not only those of another form of the record that is known
-// already. Implementations are safe for concurrent use.
+// clears them. Where the record of an answer is not, byte for byte, the one that
+// was brought, the wraps brought were not the ones that opened: the key is kept,
+// the message that brought them is refused. Implementations are safe for
+// concurrent use.
 type KeyOpener interface {
 	OpenKeys(ctx context.Context, records []keysvc.Record) ([]keysvc.OpenedKey, error)
 }
@@ -314,6 +315,16 @@ func (c *keyCache) refuse(ask askKey, err error) {
 	c.refusals[ask] = refusal{err, now.Add(d)}
 }
 
+// answer puts an answer into the cache and says whether it is one to w: with a
+// record, its very bytes must have opened. mu is held.
+func (c *keyCache) answer(w want, o *keysvc.OpenedKey) (*heldKey, error) {
+	k, err := c.install(w, o)
+	if err == nil && !k.knows(w.record) {
+		return nil, ErrTampered
+	}
+	return k, err
+}
+
 // install puts an answer into the cache. mu is held.
 func (c *keyCache) install(w want, o *keysvc.OpenedKey) (*heldKey, error) {
 	defer o.Key.Clear()
@@ -338,7 +349,7 @@ func (c *keyCache) install(w want, o *keysvc.OpenedKey) (*heldKey, error) {
 		if k.core.Verify(o.Key) != nil {
 			return nil, ErrTampered
 		}
-		c.renew(k, w, o)
+		c.renew(k, o)
 		return k, nil
 	}
 	reader, err := envelope.NewKeyReader(record, o.Key, sessionsPerKey)
@@ -347,7 +358,7 @@ func (c *keyCache) install(w want, o *keysvc.OpenedKey) (*heldKey, error) {
 	}
 	k := &heldKey{id: w.id, scope: record.Core.Scope(), core: record.Core, reader: reader}
 	k.timer = time.AfterFunc(time.Until(o.NotAfter), func() { c.expire(k) })
-	c.renew(k, w, o)
+	c.renew(k, o)
 	c.held[w.id] = c.recent.PushFront(k)
 	if c.recent.Len() > c.max {
 		c.drop(c.recent.Back().Value.(*heldKey))
@@ -356,13 +367,12 @@ func (c *keyCache) install(w want, o *keysvc.OpenedKey) (*heldKey, error) {
 }
 
 // renew applies the newest answer, a shorter lease too. mu is held.
-func (c *keyCache) renew(k *heldKey, w want, o *keysvc.OpenedKey) {
+func (c *keyCache) renew(k *heldKey, o *keysvc.OpenedKey) {
 	if len(k.known) == 0 {
 		k.known = [][]byte{slices.Clone(o.Record)}
 	} else {
 		k.learn(o.Record)
 	}
-	k.learn(w.record)
 	k.notAfter, k.refreshAt = o.NotAfter, o.RefreshAt
 	if left := time.Until(k.notAfter); time.Until(k.refreshAt) <= 0 {
 		k.refreshAt = k.notAfter.Add(-left / 5)

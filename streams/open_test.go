@@ -475,3 +475,37 @@ func TestNewChecks(t *testing.T) {
 	_, err = o.OpenBytes(t.Context(), m.Subject, m.Data)
 	wantError(t, err, streams.ErrClosed)
 }
+
+// Every changed bit, every truncation and an extension of an envelope is
+// refused, whether the key is held or not, and gives no data.
+func TestEveryBit(t *testing.T) {
+	for _, cfg := range []streamstest.Sealing{
+		{Scope: "x", Record: "inline"}, {Scope: "x", Record: "reference", RandomNonce: true},
+	} {
+		for _, warm := range []bool{true, false} {
+			b := newBench(t, cfg)
+			m := b.message(t)
+			refused := func(what string, at int, data []byte) {
+				t.Helper()
+				got, err := b.o.OpenBytes(t.Context(), m.Subject, data)
+				if err == nil || got != nil {
+					t.Errorf("%s record, warm %v: %s at %d: OpenBytes = %q, %v", cfg.Record, warm, what, at, got, err)
+				}
+			}
+			if warm {
+				must(t, b.open(t, m))
+			}
+			for i := range len(m.Data) * 8 {
+				bad := bytes.Clone(m.Data)
+				bad[i/8] ^= 1 << (i % 8)
+				refused("bit", i, bad)
+			}
+			for i := range m.Data {
+				refused("cut", i, bytes.Clone(m.Data[:i]))
+			}
+			refused("extension", len(m.Data), append(bytes.Clone(m.Data), 0))
+			must(t, b.open(t, m))
+			must(t, b.o.Close())
+		}
+	}
+}

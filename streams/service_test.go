@@ -219,3 +219,31 @@ func TestRealOutage(t *testing.T) {
 	wantInOrder(t, got, 0, 20)
 	allAcked(t, c)
 }
+
+// The real service answers by key ID from what it knows: whoever changed the
+// wraps in a message gets nothing opened by that, before and after the key is held.
+func TestRealChangedWraps(t *testing.T) {
+	s := newService(t)
+	s.seal(t, 1, envelope.RecordInline, "acme")
+	st, err := s.js.Stream(t.Context(), streamName)
+	must(t, err)
+	m, err := st.GetMsg(t.Context(), 1)
+	must(t, err)
+	o := s.opener(t, "billing", nil)
+	for i := range 3 {
+		e, err := envelope.Parse(m.Data)
+		must(t, err)
+		r, err := envelope.ParseRecord(e.Record)
+		must(t, err)
+		r.Wraps[0].Bytes[i] ^= 1
+		e.Record, err = r.Append(nil)
+		must(t, err)
+		b, err := o.OpenBytes(t.Context(), m.Subject, e.Append(nil))
+		if wantError(t, err, streams.ErrTampered); b != nil {
+			t.Errorf("OpenBytes = %q", b)
+		}
+		if b, err = o.OpenBytes(t.Context(), m.Subject, m.Data); err != nil || string(b) != "0" {
+			t.Errorf("the message as it was sealed: %q, %v", b, err)
+		}
+	}
+}
