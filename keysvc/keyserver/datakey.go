@@ -65,7 +65,7 @@ func (e *engine) createDataKey(ctx context.Context, r *rule, scope string) (*fre
 		return nil, err
 	}
 	f.managed = e.managed.known(up, w.KeyID)
-	f.managed.sample(w, ec)
+	f.managed.sample(f.record)
 	f.managed.answered(nil)
 	e.noteDefault(up, name, f.managed)
 	e.met.created.Add(1)
@@ -141,7 +141,7 @@ func (e *engine) openRecord(ctx context.Context, up *upstream, rec *envelope.Rec
 		return envelope.DataKey{}, fmt.Errorf("%w: %v", errLied, err)
 	}
 	k := e.managed.known(up, w.KeyID)
-	k.sample(w, ec)
+	k.sample(rec)
 	k.answered(nil)
 	return key, nil
 }

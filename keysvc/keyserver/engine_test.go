@@ -795,7 +795,7 @@ func TestBadRecords(t *testing.T) {
 			"scope of another rule": {func(r *envelope.Record) { r.Core.Context[0].Value = "other" }, keysvc.ErrInvalid}, // accepted there, but its wrap is bound
 			"authority not allowed": {func(r *envelope.Record) { r.Core.Authorities[0].Authority = "b" }, keysvc.ErrInvalid},
 			"unknown authority":     {func(r *envelope.Record) { r.Core.Authorities[0].Authority = "x" }, keysvc.ErrInvalid},
-			"commitment":            {func(r *envelope.Record) { r.Core.Commitment[0] ^= 1 }, keysvc.ErrUnavailable},
+			"commitment":            {func(r *envelope.Record) { r.Core.Commitment[0] ^= 1 }, keysvc.ErrInvalid},
 			"other wrap":            {func(r *envelope.Record) { r.Core.RecordID[0] ^= 1 }, keysvc.ErrInvalid},
 			"other scheme": {func(r *envelope.Record) {
 				r.Core.Scheme, r.Core.K, r.Core.N = envelope.SchemeAny, 1, 2

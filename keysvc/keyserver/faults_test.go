@@ -154,6 +154,4 @@ type ManagedFaults struct {
 
 var errDown = fmt.Errorf("%w: test", authority.ErrUnavailable)
 
-var (
-	_ authority.Authority = (*Faults)(nil)
-)
+var _ authority.Authority = (*Faults)(nil)

@@ -205,7 +205,7 @@ func (e *engine) janitor(ctx context.Context) {
 		}
 		e.opened.sweep(func(o *openedKey) time.Duration { return o.rule.Lease + o.rule.Stale.Open })
 		e.scopes.sweep()
-		e.managed.sweep(maxStale)
+		e.managed.sweep(e.longest())
 		e.refused.sweep()
 	}
 }
@@ -257,6 +257,15 @@ func (e *engine) noteDefault(up *upstream, name string, k *managedKey) {
 	e.defaultMu.Lock()
 	defer e.defaultMu.Unlock()
 	e.defaults[managedName{up.name, name}] = k
+}
+
+// longest is how long a data key can serve without anybody asking for it.
+func (e *engine) longest() time.Duration {
+	d := time.Duration(0)
+	for _, r := range e.rules.list {
+		d = max(d, r.Lease+r.Stale.Open, r.Reuse+r.Stale.Seal)
+	}
+	return d + e.cfg.Confirm
 }
 
 // routeStale is the stale limit for route keys: that of the first rule.

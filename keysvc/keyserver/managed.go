@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/keyweir/keyweir/internal/envelope"
 	"github.com/keyweir/keyweir/keysvc"
 	"github.com/keyweir/keyweir/keysvc/authority"
 )
@@ -36,25 +37,19 @@ type managedKey struct {
 	mu       sync.Mutex
 	lastOK   time.Time // last successful answer; zero: none in this process, or refused since
 	lastUse  time.Time
-	refused  error         // the authority's decision as the requester hears it; nil after a success
-	failures int           // in a row
-	nextTry  time.Time     // not before, while failures > 0
-	attempt  chan struct{} // closed when the running probe ends; nil: none runs
-	asked    time.Time     // when the last probe began
-	retrying bool          // the retry loop runs
-	probe    *wrapSample   // what a probe unwraps where there is no cache key
+	refused  error            // the authority's decision as the requester hears it; nil after a success
+	failures int              // in a row
+	nextTry  time.Time        // not before, while failures > 0
+	attempt  chan struct{}    // closed when the running probe ends; nil: none runs
+	asked    time.Time        // when the last probe began
+	retrying bool             // the retry loop runs
+	probe    *envelope.Record // opened once: what a probe unwraps where there is no cache key
 
 	cacheMu    sync.Mutex // taken while a cache key is made; before mu
 	wrapped    *cacheKeyRow
 	cache      *cacheKey // nil until opened
 	cacheAfter time.Time // not made before
 	unusable   bool      // the stored cache key does not open: nothing is cached under it, and it is kept for a restore
-}
-
-// wrapSample is a wrap that opened once, with its context.
-type wrapSample struct {
-	w  authority.Wrapped
-	ec authority.Context
 }
 
 // managedKeys finds managed keys by name.
@@ -80,7 +75,10 @@ func (ms *managedKeys) known(up *upstream, id string) *managedKey {
 	n := managedName{up.name, id}
 	k := ms.by[n]
 	if k == nil {
-		k = &managedKey{e: ms.e, up: up, id: id}
+		if len(ms.by) >= 2*ms.e.cfg.Cache {
+			ms.forget(0) // at most half of them have keys in memory
+		}
+		k = &managedKey{e: ms.e, up: up, id: id, lastUse: time.Now()}
 		ms.by[n] = k
 	}
 	return k
@@ -101,6 +99,11 @@ func (ms *managedKeys) all() []*managedKey {
 func (ms *managedKeys) sweep(idle time.Duration) {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
+	ms.forget(idle)
+}
+
+// forget does it; the caller holds mu.
+func (ms *managedKeys) forget(idle time.Duration) {
 	for n, k := range ms.by {
 		k.mu.Lock()
 		if k.wrapped == nil && !k.retrying && k.attempt == nil && time.Since(k.lastUse) > idle && !ms.e.opened.has(k) {
@@ -231,7 +234,8 @@ func (k *managedKey) ask(ctx context.Context) {
 		k.answered(fmt.Errorf("%w: nothing to confirm with", authority.ErrUnavailable))
 		return
 	}
-	plain, err := k.up.unwrap(ctx, sample.w, sample.ec)
+	w, ec := wrapOf(sample)
+	plain, err := k.up.unwrap(ctx, w, ec)
 	clear(plain)
 	k.answered(err)
 }
@@ -344,9 +348,9 @@ func (k *managedKey) staleLeft(stale time.Duration) (time.Duration, bool) {
 	return max(0, time.Until(k.lastOK.Add(k.e.cfg.Confirm+stale))), true
 }
 
-// sample keeps a wrap that just opened, for probes.
-func (k *managedKey) sample(w authority.Wrapped, ec authority.Context) {
+// sample keeps a record that just opened, for probes.
+func (k *managedKey) sample(rec *envelope.Record) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.probe = &wrapSample{w, ec}
+	k.probe = rec
 }

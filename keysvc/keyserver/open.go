@@ -19,26 +19,28 @@ type resolved struct {
 	record *envelope.Record
 	raw    []byte
 	rule   *rule
+	// brought: only the requester vouches for the record.
+	brought bool
 }
 
 // resolve finds the record of a key ID: the one known here if there is one, else
 // the one the requester brought, else the one in the directory.
-func (e *engine) resolve(ctx context.Context, id envelope.KeyID, brought []byte) (*resolved, error) {
+func (e *engine) resolve(ctx context.Context, id envelope.KeyID, given []byte) (*resolved, error) {
 	var own *envelope.Record
-	if len(brought) > 0 {
+	if len(given) > 0 {
 		var err error
-		if own, err = parseRecord(id, brought); err != nil {
+		if own, err = parseRecord(id, given); err != nil {
 			return nil, err
 		}
 	}
 	if o := e.opened.get(id); o != nil {
-		return &resolved{id, o.record, o.raw, o.rule}, nil
+		return &resolved{id: id, record: o.record, raw: o.raw, rule: o.rule}, nil
 	}
 	raw, err := e.get(recordRow(id))
 	if err != nil {
 		return nil, err
 	}
-	rec := own
+	rec, brought := own, false
 	switch {
 	case raw != nil:
 		if rec, err = parseRecord(id, raw); err != nil {
@@ -46,7 +48,7 @@ func (e *engine) resolve(ctx context.Context, id envelope.KeyID, brought []byte)
 			return nil, errInternal
 		}
 	case own != nil:
-		raw = brought
+		raw, brought = given, true
 	default:
 		if raw, err = e.lookup(ctx, id); err != nil {
 			return nil, err
@@ -59,7 +61,7 @@ func (e *engine) resolve(ctx context.Context, id envelope.KeyID, brought []byte)
 	if err != nil {
 		return nil, err
 	}
-	return &resolved{id, rec, raw, r}, nil
+	return &resolved{id: id, record: rec, raw: raw, rule: r, brought: brought}, nil
 }
 
 // parseRecord reads a record and checks that its core is the one of the key ID.
@@ -156,11 +158,12 @@ func (e *engine) openCold(ctx context.Context, rs *resolved, stale time.Duration
 			}
 			out := up.fromAuthority(err)
 			if errors.Is(err, errLied) {
-				e.log.Error("data key does not match its record", "authority", up.name, "key_id", rs.id.String(), "err", err)
+				e.log.Error("data key does not match its record", "authority", up.name, "key_id", rs.id.String(), "brought", rs.brought, "err", err)
+				if rs.brought {
+					out = fmt.Errorf("%w: the key record does not match its data key", keysvc.ErrInvalid)
+				}
 			}
-			if !outage(err) || errors.Is(err, errLied) {
-				e.refused.put(name, out)
-			}
+			e.refused.put(name, out)
 			return result{}, out
 		}
 		k = e.managed.known(up, rs.record.Wraps[0].ManagedKey)

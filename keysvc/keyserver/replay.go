@@ -113,6 +113,6 @@ func (c *replayCache) sweep(now time.Time) {
 }
 
 var (
-	errReplayed   = fmt.Errorf("%w: replayed request", keysvc.ErrInvalid)
+	errReplayed   = fmt.Errorf("%w: replayed request", keysvc.ErrMisdelivered)
 	errNoncesFull = fmt.Errorf("%w: too many requests of this principal within %v", keysvc.ErrBusy, nonceLife)
 )

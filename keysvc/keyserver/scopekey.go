@@ -1,11 +1,11 @@
 package keyserver
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -107,6 +107,11 @@ type sealGrant struct {
 	salt   envelope.Salt
 	subkey []byte // owned by the receiver, who clears it
 	reuse  time.Duration
+}
+
+// Format keeps the subkey out of logs: fmt does not ask fields that are not exported.
+func (g sealGrant) Format(f fmt.State, _ rune) {
+	_, _ = io.WriteString(f, "grant under "+g.id.String())
 }
 
 // seal grants one session for a scope under its current data key.
@@ -271,7 +276,7 @@ func (e *engine) makeCurrent(ctx context.Context, sk *scopeKey) error {
 		e.log.Info("new data keys are made again", "scope", sk.scope)
 	}
 	sk.pending, sk.failures, sk.refused, sk.nextTry = nil, 0, nil, time.Time{}
-	sk.cur = newCurrent(resolved{f.id, f.record, f.raw, r}, now, 0, first)
+	sk.cur = newCurrent(resolved{id: f.id, record: f.record, raw: f.raw, rule: r}, now, 0, first)
 	return nil
 }
 
@@ -346,7 +351,7 @@ func (e *engine) loadCurrent(sk *scopeKey) (*current, error) {
 	if age < -time.Minute || age > sk.r.Reuse+sk.r.Stale.Seal {
 		return nil, nil
 	}
-	return newCurrent(resolved{envelope.KeyID(id), rec, bytes.Clone(raw), sk.r}, time.Now(), max(age, 0), false), nil
+	return newCurrent(resolved{id: envelope.KeyID(id), record: rec, raw: raw, rule: sk.r}, time.Now(), max(age, 0), false), nil
 }
 
 func sameContext(a, b map[string]string) bool {
