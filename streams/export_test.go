@@ -23,3 +23,6 @@ func AnswerError(err error) error { return answerError(err) }
 
 // CallError is the mapping of a whole call's error.
 func CallError(err error) error { return callError(err) }
+
+// Ordered reports how a consumer is read.
+var Ordered = ordered

@@ -24,6 +24,9 @@ type State struct {
 
 // Messages reads a pull consumer, durable, ordered or other, and yields opened
 // messages in order. The caller acknowledges them. Each message owns its bytes.
+// While messages wait for their turn they are reported as in progress; from the
+// moment one is yielded AckWait is the caller's affair. With AckNone, what a cut
+// connection had on its way is lost, as ever: an ordered consumer is not.
 //
 // A pair has either a message or an error. After an error the sequence ends,
 // except under the [Deliver] policy after an [*OpenError] with Verdict Reject.

@@ -81,6 +81,9 @@ func TestMessages(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if !streams.Ordered(c) || streams.Ordered(w.consumer(t)) {
+			t.Error("the library's ordered consumer is not recognised any more")
+		}
 		wantInOrder(t, read(t, w.opener(t, func(c *streams.Config) { c.Fetch = 50 }), c, 300), 0, 300)
 	})
 }

@@ -18,10 +18,12 @@ const (
 
 // source fetches from one consumer into a feed.
 //
-// A consumer that wants acknowledgements is read by single pulls: between two of
-// them nothing can be on its way, so a hold really stops delivery, and every
-// delivered message stands in the feed, where it is kept alive. An ordered or
-// AckNone consumer has nothing to keep alive and is read as one iterator.
+// A consumer is read by single pulls: between two of them nothing can be on its
+// way, so a hold really stops delivery, and every delivered message stands in the
+// feed, where it is kept alive. An iterator of the library would keep pulling, and
+// one that nobody reads for long drops what does not fit its buffer. An ordered
+// consumer is an iterator all the same: it notices such holes and starts again
+// behind the last message read, and single pulls would make it start again for each.
 type source struct {
 	consumer jetstream.Consumer
 	feed     *feed
@@ -84,11 +86,17 @@ func newSource(c jetstream.Consumer, o *Opener) *source {
 
 // run fetches until ctx ends or nothing more can come.
 func (s *source) run(ctx context.Context) {
-	if s.acks {
-		s.feed.end(s.pulls(ctx))
-	} else {
+	if ordered(s.consumer) {
 		s.feed.end(s.iterate(ctx))
+	} else {
+		s.feed.end(s.pulls(ctx))
 	}
+}
+
+// ordered recognises the library's ordered consumer, which has no type of its own
+// to ask for. One that is not recognised is read correctly, but slowly.
+func ordered(c jetstream.Consumer) bool {
+	return fmt.Sprintf("%T", c) == "*jetstream.orderedConsumer"
 }
 
 // pulls asks for one batch after the other; the next is on its way while the one
@@ -176,7 +184,7 @@ func (s *source) final(ctx context.Context, err error) error {
 	return nil
 }
 
-// iterate reads an ordered or AckNone consumer.
+// iterate reads an ordered consumer.
 func (s *source) iterate(ctx context.Context) error {
 	opts := []jetstream.PullMessagesOpt{
 		jetstream.PullMaxMessages(s.batch),
