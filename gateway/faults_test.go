@@ -175,6 +175,44 @@ func TestTwoServers(t *testing.T) {
 	f.js = local
 }
 
+// The gateway dies in the middle of a window, again and again: the position record
+// is behind, messages in flight are stored or not, and the claim is not released.
+func TestCrashes(t *testing.T) {
+	for _, retention := range []jetstream.RetentionPolicy{jetstream.LimitsPolicy, jetstream.WorkQueuePolicy, jetstream.InterestPolicy} {
+		t.Run(retention.String(), func(t *testing.T) {
+			f := newFixture(t, jetstream.StreamConfig{Retention: retention, Storage: jetstream.MemoryStorage})
+			f.route.Source.AfterSeal = gateway.AfterSealPurge
+			f.tune.ClaimTTL = 300 * time.Millisecond
+			first := f.start()
+			first.eventually("running", func(s gatewayStats) bool { return s.State == gateway.StateRunning })
+			first.stop()
+			const n = 12000
+			f.publish(1, n)
+			for range 5 {
+				src, dst := f.srv.Conn(t), f.srv.Conn(t)
+				f.route.Source.Conn, f.route.Sealed.Conn = src, dst
+				at := f.info(sealed).State.LastSeq
+				run := f.start()
+				natstest.Eventually(t, 10*time.Second, func() error {
+					if got := f.info(sealed).State.LastSeq; got < min(at+500, n) {
+						return fmt.Errorf("sealed %d", got)
+					}
+					return nil
+				})
+				dst.Close()
+				src.Close()
+				run.stopped(gateway.ErrConnection)
+			}
+			nc := f.srv.Conn(t)
+			f.route.Source.Conn, f.route.Sealed.Conn = nc, nc
+			f.start()
+			f.sealedCount(n, 15*time.Second)
+			f.sourceEmpty()
+			f.verify(1, n)
+		})
+	}
+}
+
 // Cancellation in the middle of a stream: everything published is accounted for,
 // and a successor goes on without waiting for the claim.
 func TestCleanShutdown(t *testing.T) {

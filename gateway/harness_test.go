@@ -95,6 +95,10 @@ func (f *fixture) startRoute(r gateway.Route) *running {
 	if err != nil {
 		f.t.Fatalf("New: %v", err)
 	}
+	return f.run(g)
+}
+
+func (f *fixture) run(g *gateway.Gateway) *running {
 	g.Tune(f.tune)
 	ctx, cancel := context.WithCancel(context.Background())
 	run := &running{t: f.t, g: g, cancel: cancel, done: make(chan struct{})}
