@@ -29,7 +29,7 @@ import (
 // world is a real NATS server, store and authority, and what is needed to run and
 // ask a key service.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	nats   *natstest.Server
 	faults *keyserver.Faults
 	local  *local.Authority
@@ -40,7 +40,7 @@ type world struct {
 	srv    *keyserver.Server
 }
 
-func openStore(t *testing.T) *keycache.Store {
+func openStore(t testing.TB) *keycache.Store {
 	t.Helper()
 	auth, err := keycache.HMACAuthenticator(make([]byte, 32))
 	if err != nil {
@@ -54,7 +54,7 @@ func openStore(t *testing.T) *keycache.Store {
 	return s
 }
 
-func newWorld(t *testing.T, change func(*world)) *world {
+func newWorld(t testing.TB, change func(*world)) *world {
 	t.Helper()
 	a, err := local.NewEphemeral()
 	if err != nil {
