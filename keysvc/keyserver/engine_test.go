@@ -2,11 +2,13 @@ package keyserver
 
 import (
 	"context"
+	"crypto/fips140"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"testing"
+	"testing/cryptotest"
 	"testing/synctest"
 	"time"
 
@@ -19,6 +21,16 @@ import (
 	"github.com/keyweir/keyweir/keysvc/authority"
 	"github.com/keyweir/keyweir/keysvc/authority/local"
 )
+
+// bubble runs f under fake time. The random generator of FIPS mode gets its
+// entropy from the jitter of the clock, of which fake time has none.
+func bubble(t *testing.T, f func(*testing.T)) {
+	t.Helper()
+	if fips140.Enabled() {
+		cryptotest.SetGlobalRandom(t, 1)
+	}
+	synctest.Test(t, f)
+}
 
 // memDirectory is a directory that can fail.
 type memDirectory struct {
@@ -196,7 +208,7 @@ func (b *bench) wantCalls(what string, want int) {
 }
 
 func TestOneKeyPerScope(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, nil)
 		b.faults.Delay(50 * time.Millisecond)
 		const scopes, clients = 20, 30
@@ -249,7 +261,7 @@ func TestOneKeyPerScope(t *testing.T) {
 // TestRenewAhead runs a busy scope through many periods with a slow authority:
 // sealing never waits, and no key seals longer than its reuse period.
 func TestRenewAhead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, nil)
 		b.mustSeal("s.x")
 		b.faults.Delay(3 * time.Second)
@@ -291,7 +303,7 @@ func TestOutage(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
 				b := newBench(t, func(c *Config) { c.Scopes[0].Stale = Stale{Seal: time.Hour, Open: 2 * time.Hour} })
 				var ids []envelope.KeyID
 				for i := range 10 {
@@ -383,7 +395,7 @@ func TestDecision(t *testing.T) {
 		{authority.ErrDestroyed, keysvc.ErrDestroyed},
 	} {
 		t.Run(c.answer.Error(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
 				b := newBench(t, nil)
 				g := b.mustSeal("s.x")
 				b.mustSeal("s.y")
@@ -420,7 +432,7 @@ func TestDecision(t *testing.T) {
 // TestGenerateDecision: a refused generate stops sealing at once, though the
 // current key is in its period.
 func TestGenerateDecision(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, nil)
 		g := b.mustSeal("s.x")
 		b.faults.FailOp(func(op string) error {
@@ -513,7 +525,7 @@ func TestLyingAuthority(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
 				b := newBench(t, nil)
 				b.faults.Lie(lie(b))
 				for range 20 {
@@ -537,7 +549,7 @@ func TestLyingAuthority(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, nil)
 		var grants []sealGrant
 		for i := range 50 {
@@ -584,7 +596,7 @@ func TestRestart(t *testing.T) {
 // TestDirectoryOutage: no key is used that a reader could not resolve; a key that
 // was made waits for the directory, and no other is made meanwhile.
 func TestDirectoryOutage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, nil)
 		b.dir.set(errors.New("no quorum"))
 		for range 30 {
@@ -619,7 +631,7 @@ func TestDirectoryOutage(t *testing.T) {
 }
 
 func TestConfirmOnlyInUse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, func(c *Config) { c.Scopes[0].Reuse = 24 * time.Hour })
 		for i := range 40 {
 			b.mustSeal(fmt.Sprintf("s.%d", i))
@@ -645,7 +657,7 @@ func TestConfirmOnlyInUse(t *testing.T) {
 
 // TestEviction: what does not fit in memory comes back from the store without a call.
 func TestEviction(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, func(c *Config) { c.Cache = 4 })
 		var ids []envelope.KeyID
 		for i := range 40 {
@@ -668,7 +680,7 @@ func TestEviction(t *testing.T) {
 }
 
 func TestManagedScopes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, func(c *Config) { c.Scopes[0].Keys = KeysManaged })
 		ctx := context.Background()
 		one, two := b.mustSeal("s.one"), b.mustSeal("s.two")
@@ -710,7 +722,7 @@ func TestManagedScopes(t *testing.T) {
 }
 
 func TestRouteKeys(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, nil)
 		ctx := context.Background()
 		get := func(route string) (string, bool) {
@@ -760,7 +772,7 @@ func TestRouteKeys(t *testing.T) {
 
 // TestBadRecords: what a requester brings can neither open nor spoil anything.
 func TestBadRecords(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, func(c *Config) {
 			c.Authorities["b"] = c.Authorities["a"]
 			c.Scopes = append(c.Scopes, ScopeRule{Match: "t.>", Scope: "other", Authorities: []string{"b"}, Accept: []string{"a"}})
@@ -841,7 +853,7 @@ func TestBadRecords(t *testing.T) {
 
 // TestDamagedRows: rows of the store are not trusted.
 func TestDamagedRows(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, nil)
 		x, y := b.mustSeal("s.x"), b.mustSeal("s.y")
 		b.stop()
@@ -868,7 +880,7 @@ func TestDamagedRows(t *testing.T) {
 }
 
 func TestStoreStops(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		b := newBench(t, nil)
 		b.mustSeal("s.x")
 		time.Sleep(time.Second)
