@@ -1,0 +1,84 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/keyweir/keyweir/keysvc"
+	"github.com/keyweir/keyweir/streams"
+)
+
+func configPath(dir string) string  { return filepath.Join(dir, "keyweir.yaml") }
+func profilePath(dir string) string { return filepath.Join(dir, "reader.json") }
+
+// writeChaosFiles writes identities, domain key, configuration and the reader's
+// profile.
+func writeChaosFiles(ctx context.Context, cfg *ChaosConfig, url string) error {
+	dir, err := filepath.Abs(cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("finding directory: %w", err)
+	}
+	public := map[string]string{}
+	for name, kind := range map[string]keysvc.Kind{"keysvc": keysvc.KindService, "gateway": keysvc.KindRequester, "reader": keysvc.KindRequester} {
+		id, seed, err := keysvc.NewIdentity(kind)
+		if err != nil {
+			return err
+		}
+		err = os.WriteFile(filepath.Join(dir, name+".nk"), seed, 0o600)
+		clear(seed)
+		if err != nil {
+			return fmt.Errorf("writing identity: %w", err)
+		}
+		public[name] = id.Public()
+	}
+	argv := append(append([]string(nil), cfg.Command...), "domain-key", "new", filepath.Join(dir, "domain.key"))
+	if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("making domain key: %w: %s", err, out)
+	}
+	text := strings.NewReplacer(
+		"DIR", dir, "URL", url, "KEYSVC", public["keysvc"], "GATEWAY", public["gateway"], "READER", public["reader"],
+		"SOURCE", chaosSource, "SEALED", chaosSealed, "PREFIX", chaosPrefix, "ROUTE", chaosRoute,
+	).Replace(chaosYAML)
+	if err := os.WriteFile(configPath(dir), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("writing configuration: %w", err)
+	}
+	p := &streams.Profile{
+		Version: 1, Service: "chaos", Pins: []string{public["keysvc"]}, Identity: "reader.nk",
+		Scopes: []keysvc.ScopeRule{{Match: chaosPrefix + "*", Scope: "{{wildcard(1)}}"}},
+		Accept: streams.ProfileAccept{Rules: []streams.ProfileRule{{
+			Scopes: []string{"*"}, Schemes: []string{"single"}, Authorities: [][]string{{"local"}},
+		}}},
+	}
+	return p.WriteFile(profilePath(dir))
+}
+
+// chaosYAML keeps claims short, so that a successor takes over soon. The source
+// is purged as soon as a sealed copy is acknowledged: what is lost is gone.
+const chaosYAML = `service: chaos
+gateway:
+  identity: "file:DIR/gateway.nk"
+  keysvc: {nats: hub, pins: [KEYSVC]}
+  claim_ttl: 1s
+  routes:
+    - name: ROUTE
+      source: {nats: hub, stream: SOURCE, subjects: ["PREFIX>"], after_seal: purge, start: first}
+      sealed: {nats: hub, stream: SEALED, subject: "sealed.>", create: {}, sync_interval: always}
+keysvc:
+  nats: hub
+  store: "DIR/keysvc"
+  identity: "file:DIR/keysvc.nk"
+  authorities: {local: "local://DIR/authority?domain-key=file:DIR/domain.key"}
+  scopes:
+    - {match: "PREFIX*", scope: "{{wildcard(1)}}", authorities: [local]}
+  principals: {gateway: GATEWAY, reader: READER}
+  grants:
+    - {to: gateway, may: [generate], scopes: ["*"]}
+    - {to: gateway, may: [route-key], scopes: [route/ROUTE]}
+    - {to: reader, may: [open], scopes: ["*"]}
+nats:
+  hub: {url: "URL"}
+`
