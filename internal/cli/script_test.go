@@ -50,7 +50,7 @@ func params(dir string) testscript.Params {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"start": cmdStart, "term": cmdTerm, "json": cmdJSON, "server": cmdServer, "stream": cmdStream, "mode": cmdMode,
+			"start": cmdStart, "term": cmdTerm, "json": cmdJSON, "server": cmdServer, "stream": cmdStream, "mode": cmdMode, "nolog": cmdNoLog,
 		},
 		RequireExplicitExec: true, RequireUniqueNames: true,
 	}
@@ -241,17 +241,59 @@ func compare(ts *testscript.TestScript, v any, op, want string) bool {
 	return false
 }
 
-// cmdServer is "server VARIABLE": a nats-server on a free port.
+// cmdServer is "server VARIABLE [FILE]": a nats-server on a free port. FILE has the
+// output of config permissions --json: its users for the connection VARIABLE may
+// connect, with their name as password, and admin, who may do everything.
 func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
-	s, err := embednats.Start(embednats.Options{Listen: "127.0.0.1:0", StoreDir: ts.MkAbs(args[0])})
+	o := embednats.Options{Listen: "127.0.0.1:0", StoreDir: ts.MkAbs(args[0])}
+	if len(args) > 1 {
+		o.Config = usersConfig(ts, args[0], ts.ReadFile(args[1]))
+	}
+	s, err := embednats.Start(o)
 	ts.Check(err)
 	ts.Defer(func() { _ = s.Shutdown(context.Background()) })
 	ts.Setenv(args[0], s.ClientURL())
 }
 
+func usersConfig(ts *testscript.TestScript, connection, permissions string) string {
+	var ps []struct {
+		Who, NATS          string
+		Publish, Subscribe []string
+		Responses          bool
+	}
+	ts.Check(json.Unmarshal([]byte(permissions), &ps))
+	list := func(subjects []string) string {
+		b, err := json.Marshal(subjects)
+		ts.Check(err)
+		return strings.ReplaceAll(string(b), `\u003e`, ">")
+	}
+	b := new(strings.Builder)
+	b.WriteString("authorization { users: [\n{user: admin, password: admin}\n")
+	for _, p := range ps {
+		if p.NATS != connection {
+			continue
+		}
+		fmt.Fprintf(b, "{user: %s, password: %s, permissions: {publish: {allow: %s}, subscribe: {allow: %s}, allow_responses: %v}}\n",
+			p.Who, p.Who, list(p.Publish), list(p.Subscribe), p.Responses)
+	}
+	b.WriteString("] }\n")
+	return b.String()
+}
+
+// cmdNoLog is "nolog NAME PATTERN": what the process said so far does not match.
+func cmdNoLog(ts *testscript.TestScript, neg bool, args []string) {
+	v, ok := processes.Load(procKey{ts, args[0]})
+	if !ok {
+		ts.Fatalf("no process %s", args[0])
+	}
+	if regexp.MustCompile(args[1]).MatchString(v.(*process).String()) != neg {
+		ts.Fatalf("%q in the output of %s\n%s", args[1], args[0], v)
+	}
+}
+
 // cmdStream is "stream URL NAME SUBJECT": a stream in memory.
 func cmdStream(ts *testscript.TestScript, neg bool, args []string) {
-	nc, err := nats.Connect(args[0])
+	nc, err := nats.Connect(args[0], nats.UserInfo("admin", "admin")) // ignored where nobody is asked
 	ts.Check(err)
 	defer nc.Close()
 	js, err := jetstream.New(nc)
