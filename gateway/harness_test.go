@@ -159,7 +159,7 @@ func (r *running) eventually(what string, f func(gateway.RouteStats) bool) {
 func (f *fixture) publish(from, to int) {
 	f.t.Helper()
 	for i := from; i <= to; i++ {
-		if _, err := f.js.PublishAsync(subjectOf(i), payloadOf(i)); err != nil {
+		if _, err := f.js.PublishAsync(subjectOf(i), payloadOf(i), jetstream.WithStallWait(20*time.Second)); err != nil {
 			f.t.Fatalf("publishing: %v", err)
 		}
 	}

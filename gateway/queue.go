@@ -152,10 +152,14 @@ func (w *worker) deleteConsumers(ctx context.Context, names []string) error {
 	return nil
 }
 
-// readTo reports up to which source sequence everything that matches has been
-// read, when the reader is idle: if the stream ends at L and the consumer, asked
-// afterwards, has nothing left and delivered no more than arrived here, then all
-// of it up to L was read.
+// readTo reports up to which source sequence the consumer has looked, when the
+// reader is idle: if it delivered no more than arrived here, everything that
+// matches up to there was read. The answer is 0 if it delivered more.
+//
+// The consumer's own word lags, because messages that do not match do not wake
+// it. Where consumer and stream share one store, having nothing pending after the
+// stream said that it ends at L means as much; a replica may be behind the leader
+// that said so, and there it does not.
 func (w *worker) readTo(ctx context.Context, r *reader) (uint64, error) {
 	info, err := streamInfo(ctx, w.sourceJS, w.route.Source.Stream)
 	if err != nil {
@@ -171,5 +175,8 @@ func (w *worker) readTo(ctx context.Context, r *reader) (uint64, error) {
 	if ci.NumPending != 0 || ci.Delivered.Consumer != r.delivered {
 		return 0, nil
 	}
-	return info.State.LastSeq, nil
+	if info.Config.Replicas <= 1 || info.Cluster != nil && ci.Cluster != nil && info.Cluster.Leader != "" && info.Cluster.Leader == ci.Cluster.Leader {
+		return max(info.State.LastSeq, ci.Delivered.Stream), nil
+	}
+	return ci.Delivered.Stream, nil
 }

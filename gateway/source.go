@@ -10,6 +10,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
+// settle is how long a replicated source may take to show what it had before.
+const settle = 10 * time.Second
+
 // cursor is where reading stands in the source stream.
 type cursor struct {
 	scanned   uint64 // every matching message up to here was handed on, or is lost and counted
@@ -66,8 +69,20 @@ func (w *worker) checkIdentity(ctx context.Context, info *jetstream.StreamInfo, 
 	if got := info.Created.UnixNano(); got != created {
 		return fmt.Errorf("%w: stream %s was created %v, the position belongs to one created %v", ErrSourceChanged, name, info.Created.UTC(), time.Unix(0, created).UTC())
 	}
-	if last := info.State.LastSeq; last < c.scanned || last < c.previous {
-		return fmt.Errorf("%w: stream %s ends at sequence %d, sealed up to %d", ErrSourceChanged, name, last, c.scanned)
+	// A replica that has just become the leader may not have caught up.
+	began, wait := time.Now(), newPause(w.tune.retry, w.tune.retryMax)
+	for info.State.LastSeq < c.scanned {
+		if info.Config.Replicas <= 1 || time.Since(began) > settle {
+			return fmt.Errorf("%w: stream %s ends at sequence %d, sealed up to %d", ErrSourceChanged, name, info.State.LastSeq, c.scanned)
+		}
+		if err := wait.wait(ctx); err != nil {
+			return err
+		}
+		again, err := w.sourceInfo(ctx)
+		if err != nil {
+			return err
+		}
+		info.State, info.Cluster = again.State, again.Cluster
 	}
 	if c.previous == 0 || c.timestamp == 0 {
 		return nil

@@ -106,7 +106,11 @@ func (t *tenure) run(ctx context.Context, d *destination, info *jetstream.Stream
 
 	w.board.state(StateRunning)
 	err = t.pump(tctx)
-	deadline := time.AfterFunc(w.tune.drain, giveUp)
+	grace := w.tune.drain
+	if eng.err() != nil {
+		grace = min(grace, time.Second) // most likely the server is away; do not wait for it
+	}
+	deadline := time.AfterFunc(grace, giveUp)
 	defer deadline.Stop()
 	if ferr := eng.err(); ferr == nil {
 		// Shutdown, a message that stops the route, a lost claim: what was published
@@ -305,7 +309,7 @@ func (t *tenure) seal(ctx context.Context, items []item, gaps map[uint64]uint64)
 	for i := range items {
 		it := &items[i]
 		if it.seq <= t.cursor.scanned {
-			continue // cannot be: a reader begins behind the cursor and rises
+			continue // a replica that lags begins a consumer earlier than it was told
 		}
 		gap := t.gap + gaps[it.seq]
 		now := time.Now()
