@@ -15,6 +15,7 @@
 // errors too, are signed by a pinned service over the hash of the request, and
 // results are sealed with HPKE to a key of that request. Whatever does not
 // verify is ignored, so a fake responder can delay an answer but never give one.
+// So is a refusal that somebody provoked by sending a copy of the request.
 // Without an answer in time every call fails with [ErrUnavailable].
 //
 // Operations of version 1 never gain fields; a new need becomes a new operation.

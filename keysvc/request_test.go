@@ -339,12 +339,20 @@ func TestRequestSigner(t *testing.T) {
 	}
 }
 
+// bitStep is 1, or in short tests 7: every byte still has a bit flipped.
+func bitStep() int {
+	if testing.Short() {
+		return 7
+	}
+	return 1
+}
+
 // TestRequestBits flips every bit of a signed request.
 func TestRequestBits(t *testing.T) {
 	t.Parallel()
 	x := newExchange(t)
 	data := x.signed(t, x.good)
-	for i := range len(data) * 8 {
+	for i := 0; i < len(data)*8; i += bitStep() {
 		bad := bytes.Clone(data)
 		bad[i/8] ^= 1 << (i % 8)
 		if r, err := keysvc.DecodeRequest(bad, x.check()); r != nil || !errors.Is(err, keysvc.ErrInvalid) && !errors.Is(err, keysvc.ErrDenied) {
