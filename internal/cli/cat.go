@@ -128,6 +128,9 @@ func runCat(ctx context.Context, u *ui, stream string, f *catFlags) error {
 			if ctx.Err() != nil {
 				err = context.Cause(ctx)
 			}
+			if f.follow && errors.Is(err, errInterrupted) {
+				return nil // the way to end it
+			}
 			oe := (*streams.OpenError)(nil)
 			if !f.keepGoing || !errors.As(err, &oe) || oe.Sealed() == nil || streams.Verdict(err) != streams.Reject {
 				return explainOpen(err)

@@ -32,6 +32,7 @@ func TestMain(m *testing.M) {
 		"keyweir": func() {
 			os.Exit(cli.Main(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 		},
+		"stubborn": cli.Stubborn,
 	})
 }
 

@@ -312,3 +312,45 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestContext(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", dir)
+	t.Setenv("HOME", "/home/somebody")
+	contexts := filepath.Join(dir, "nats", "context")
+	if err := os.MkdirAll(contexts, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"good.json": `{"url":"nats://h","creds":"~/x.creds","color_scheme":"blue"}`,
+		"bad.json":  `{`, "nsc.json": `{"nsc":"nsc://a/b"}`, "domain.json": `{"jetstream_domain":"d"}`,
+	} {
+		if err := os.WriteFile(filepath.Join(contexts, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := config.LoadContext("good")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.URL != "nats://h" || c.Creds != "/home/somebody/x.creds" {
+		t.Errorf("context = %+v", *c)
+	}
+	if _, err := config.LoadContext(filepath.Join(contexts, "good.json")); err != nil {
+		t.Errorf("by path: %v", err)
+	}
+	if _, err := config.LoadContext(""); err == nil {
+		t.Error("a context is selected, want none")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "nats", "context.txt"), []byte("good\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := config.LoadContext(""); err != nil {
+		t.Errorf("selected: %v", err)
+	}
+	for _, name := range []string{"bad", "nsc", "domain", "none", ".."} {
+		if c, err := config.LoadContext(name); err == nil {
+			t.Errorf("LoadContext(%s) = %+v, want an error", name, *c)
+		}
+	}
+}

@@ -2,32 +2,49 @@ package demo
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"sync"
 
 	"github.com/nats-io/nats.go"
+	"golang.org/x/sync/semaphore"
+)
+
+const (
+	// aheadBytes bounds the payload between publishing and reading back,
+	// aheadMessages the number of messages.
+	aheadBytes    = 32 << 20
+	aheadMessages = 4096
 )
 
 // ledger knows what was published and not yet read back: the hash of every
-// payload, in order per subject. It is bounded by the window.
+// payload, in order per subject.
 type ledger struct {
-	slots chan struct{} // one per message between publishing and reading
+	room *semaphore.Weighted // of aheadBytes
 
 	mu      sync.Mutex
-	waiting map[string][][sha256.Size]byte // by subject
+	waiting map[string][]entry // by subject
 }
 
-func newLedger(window int) *ledger {
-	return &ledger{slots: make(chan struct{}, window), waiting: map[string][][sha256.Size]byte{}}
+type entry struct {
+	hash   [sha256.Size]byte
+	weight int64
 }
 
-// published notes a message that is about to be published. It wants a slot,
-// which the caller took.
-func (l *ledger) published(subject string, payload []byte) {
-	h := sha256.Sum256(payload)
+func newLedger() *ledger {
+	return &ledger{room: semaphore.NewWeighted(aheadBytes), waiting: map[string][]entry{}}
+}
+
+// publish waits until there is room for one more message, and notes it.
+func (l *ledger) publish(ctx context.Context, subject string, payload []byte) error {
+	e := entry{sha256.Sum256(payload), max(int64(len(payload)), aheadBytes/aheadMessages)}
+	if err := l.room.Acquire(ctx, e.weight); err != nil {
+		return context.Cause(ctx)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.waiting[subject] = append(l.waiting[subject], h)
+	l.waiting[subject] = append(l.waiting[subject], e)
+	return nil
 }
 
 // read notes a message that was read back, and reports whether it is the one
@@ -35,18 +52,18 @@ func (l *ledger) published(subject string, payload []byte) {
 func (l *ledger) read(subject string, payload []byte) bool {
 	h := sha256.Sum256(payload)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	q := l.waiting[subject]
-	ok := len(q) > 0 && q[0] == h
+	if len(q) == 0 {
+		return false
+	}
 	if len(q) > 1 {
 		l.waiting[subject] = q[1:]
 	} else {
 		delete(l.waiting, subject)
 	}
-	l.mu.Unlock()
-	if len(q) > 0 {
-		<-l.slots
-	}
-	return ok
+	l.room.Release(q[0].weight)
+	return q[0].hash == h
 }
 
 // left is how many messages were published and never read back.

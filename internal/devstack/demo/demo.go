@@ -31,9 +31,6 @@ const (
 	sealedStream = "SEALED_DEMO"
 	prefix       = "demo."
 
-	// ahead is how many messages may be between publishing and reading back.
-	ahead = 4096
-
 	defaultStall = 60 * time.Second
 )
 
@@ -104,7 +101,7 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{Config: c, stack: stack, ledger: newLedger(ahead), pieces: newPieces(), keys: map[keysvc.KeyID]struct{}{}}
+	r := &run{Config: c, stack: stack, ledger: newLedger(), pieces: newPieces(), keys: map[keysvc.KeyID]struct{}{}}
 	err = r.run(ctx)
 	if c.Dir == "" && err == nil {
 		err = r.search(stack.Dir()) // Close removes it
@@ -185,43 +182,41 @@ func (r *run) publish(ctx context.Context) error {
 		return fmt.Errorf("connecting: %w", err)
 	}
 	defer nc.Close()
-	failed := make(chan error, 1)
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(ahead), jetstream.WithPublishAsyncErrHandler(
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(aheadMessages), jetstream.WithPublishAsyncErrHandler(
 		func(_ jetstream.JetStream, m *nats.Msg, err error) {
-			select {
-			case failed <- fmt.Errorf("publishing to %s: %w", m.Subject, err):
-			default:
-			}
+			fail(fmt.Errorf("publishing to %s: %w", m.Subject, err))
 		}))
 	if err != nil {
 		return fmt.Errorf("opening JetStream: %w", err)
 	}
-	lines := newLineReader(r.Input, r.Field)
+	lines := readAhead(ctx, newLineReader(r.Input, r.Field))
 	for {
-		line, token, err := lines.next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
+		var l line
+		var more bool
 		select {
-		case r.ledger.slots <- struct{}{}:
-		case err := <-failed:
-			return err
+		case l, more = <-lines:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		payload := append([]byte(nil), line...)
-		subject := prefix + token
-		r.ledger.published(subject, payload)
-		r.first.CompareAndSwap(nil, &payload)
-		if _, err := js.PublishAsync(subject, payload); err != nil {
-			return fmt.Errorf("publishing line %d: %w", lines.n, err)
+		if !more {
+			break
+		}
+		if l.err != nil {
+			return l.err
+		}
+		subject := prefix + l.token
+		if err := r.ledger.publish(ctx, subject, l.payload); err != nil {
+			return err
+		}
+		r.first.CompareAndSwap(nil, &l.payload)
+		if _, err := js.PublishAsync(subject, l.payload); err != nil {
+			return fmt.Errorf("publishing line %d: %w", l.n, err)
 		}
 		r.published.Add(1)
-		r.bytes.Add(int64(len(payload)))
-		r.subjects.Store(int64(len(lines.tokens)))
+		r.bytes.Add(int64(len(l.payload)))
+		r.subjects.Store(int64(l.subjects))
 		r.moved.Add(1)
 	}
 	if r.published.Load() == 0 {
@@ -232,10 +227,8 @@ func (r *run) publish(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	select {
-	case err := <-failed:
-		return err
-	default:
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	r.complete.Store(true)
 	return nil
@@ -260,7 +253,8 @@ func (r *run) watch(ctx context.Context, done <-chan struct{}) error {
 			return fmt.Errorf("the gateway stopped: %w", r.stack.Err())
 		case <-tick.C:
 		}
-		if now := r.moved.Load(); now != last {
+		// An input may take its time; a message on its way may not.
+		if now := r.moved.Load(); now != last || r.ledger.left() == 0 {
 			last, since = now, time.Now()
 		} else if time.Since(since) > stall {
 			s := r.stack.Stats()

@@ -3,6 +3,7 @@ package demo
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,6 +30,39 @@ type LineError struct {
 }
 
 func (e *LineError) Error() string { return fmt.Sprintf("line %d: %s", e.Line, e.Reason) }
+
+// line is one line of the input, or the error that ended it.
+type line struct {
+	n, subjects int // place, and different values so far
+	payload     []byte
+	token       string
+	err         error
+}
+
+// readAhead reads lines in a goroutine of its own: a read from a terminal or a
+// pipe cannot be interrupted, and must not keep the run from ending. The channel
+// is closed after the last line, and little is read ahead.
+func readAhead(ctx context.Context, l *lineReader) <-chan line {
+	out := make(chan line, 4)
+	go func() {
+		defer close(out)
+		for {
+			b, token, err := l.next()
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			select {
+			case out <- line{l.n, len(l.tokens), bytes.Clone(b), token, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return out
+}
 
 // lineReader reads NDJSON and finds the value of one field in each line.
 type lineReader struct {
