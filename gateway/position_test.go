@@ -295,25 +295,50 @@ func TestStrangerWhileRunning(t *testing.T) {
 	f.start().stopped(gateway.ErrPosition)
 }
 
-// The sealed stream lost what it had acknowledged, as after a power failure: the
-// source still has it, and it is sealed again.
+// The sealed stream lost what it had acknowledged, as after a power failure, and
+// the position record did not: what the source still has is sealed again.
 func TestSealedStreamRolledBack(t *testing.T) {
-	f := newFixture(t, jetstream.StreamConfig{})
-	f.sealSome(10)
-	snapshot := f.snapshot(sealed)
-	f.publish(11, 20)
-	run := f.start()
-	f.sealedCount(20, 10*time.Second)
-	run.stop()
-	f.restore(sealed, snapshot)
-	f.sealedCount(10, time.Second)
-	run = f.start()
-	// A snapshot restored through the API gets a new creation time, to which no
-	// position is bound.
-	run.stopped(gateway.ErrPosition)
+	for _, released := range []bool{false, true} {
+		t.Run(fmt.Sprintf("released %v", released), func(t *testing.T) {
+			f := newRollback(t, sealed)
+			f.sealSome(10)
+			f.save()
+			if released {
+				f.route.Source.AfterSeal = gateway.AfterSealPurge
+			}
+			f.publish(11, 20)
+			run := f.start()
+			f.sealedCount(20, 10*time.Second)
+			if released {
+				f.sourceEmpty()
+			}
+			run.stop()
+			f.back()
+			f.sealedCount(10, time.Second)
+			f.publish(21, 30)
+			if released {
+				err := f.start().stopped(gateway.ErrSourceGap)
+				if !strings.Contains(err.Error(), "10 messages") {
+					t.Errorf("Run = %v, want the 10 messages that were released", err)
+				}
+				return
+			}
+			f.start()
+			f.sealedCount(30, 10*time.Second)
+			f.verify(1, 30)
+		})
+	}
 }
 
-func TestRouteKeyChanged(t *testing.T) {
+// Restored through the API, it has a new creation time, to which no position is bound.
+func TestSealedStreamSnapshotRestored(t *testing.T) {
+	f := newFixture(t, jetstream.StreamConfig{})
+	f.sealSome(10)
+	f.restore(sealed, f.snapshot(sealed))
+	f.start().stopped(gateway.ErrPosition)
+}
+
+func TestRouteRenamed(t *testing.T) {
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(5)
 	f.route.Name = "s"
