@@ -316,7 +316,7 @@ func FuzzParse(f *testing.F) {
 func TestContext(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", dir)
-	t.Setenv("HOME", "/home/somebody")
+	t.Setenv("HOME", dir)
 	contexts := filepath.Join(dir, "nats", "context")
 	if err := os.MkdirAll(contexts, 0o700); err != nil {
 		t.Fatal(err)
@@ -333,7 +333,7 @@ func TestContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.URL != "nats://h" || c.Creds != "/home/somebody/x.creds" {
+	if c.URL != "nats://h" || c.Creds != filepath.Join(dir, "x.creds") {
 		t.Errorf("context = %+v", *c)
 	}
 	if _, err := config.LoadContext(filepath.Join(contexts, "good.json")); err != nil {
