@@ -268,16 +268,16 @@ func (c *Config) checkPrincipals() error {
 	for _, name := range slices.Sorted(maps.Keys(c.Principals)) {
 		key := c.Principals[name]
 		if !validRequester(key) {
-			return fmt.Errorf("%w: principal %q: %q is not the public key of a requester (U...)", ErrConfig, name, key)
+			return fmt.Errorf("%w: principal %q: not the public key of a requester (U...)", ErrConfig, name)
 		}
 		// A NATS server makes a connection's key sign any nonce.
 		if c.Conn != nil && c.Conn.Opts.Nkey != "" && c.Conn.Opts.Nkey == key {
 			return fmt.Errorf("%w: principal %q is the key of a NATS connection", ErrConfig, name)
 		}
 	}
-	for _, key := range c.Directory.Signers {
+	for i, key := range c.Directory.Signers {
 		if !validService(key) {
-			return fmt.Errorf("%w: directory signer %q is not the public key of a service (N...)", ErrConfig, key)
+			return fmt.Errorf("%w: directory signer %d is not the public key of a service (N...)", ErrConfig, i+1)
 		}
 	}
 	return nil

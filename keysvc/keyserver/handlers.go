@@ -59,7 +59,7 @@ func (s *Server) serve(op string, r micro.Request) {
 	start := time.Now()
 	hash := keysvc.RequestHash(r.Data())
 	req, err := keysvc.DecodeRequest(r.Data(), keysvc.RequestCheck{
-		Op: op, Audience: s.cfg.Identity.Public(), Now: time.Now(), NotBefore: s.started,
+		Op: op, Audience: s.cfg.Identity.Public(), Now: start, NotBefore: s.started,
 		Enrolled: func(public string) bool { _, ok := s.people.Name(public); return ok },
 	})
 	if err != nil {
