@@ -25,9 +25,9 @@ type place struct {
 // recoverPlace finds out where the relay stands. The sealed stream is the
 // checkpoint: the message at its last sequence says what was sealed last. The
 // position record answers where no message can. Anything that leaves a doubt is
-// an error of the kind that Route.ResumeFrom overrides.
-func (w *worker) recoverPlace(ctx context.Context, d *destination, store *recordStore, info *jetstream.StreamInfo) (*place, error) {
-	p, err := w.locate(ctx, d, store)
+// an error of the kind that Route.ResumeFrom overrides. recErr is errBadRecord or nil.
+func (w *worker) recoverPlace(ctx context.Context, d *destination, rec *record, recErr error, info *jetstream.StreamInfo) (*place, error) {
+	p, err := w.locate(ctx, d, rec, recErr)
 	if err == nil && p == nil {
 		p, err = w.firstPlace(ctx, d, info)
 	}
@@ -67,11 +67,7 @@ func resumable(err error) bool {
 
 // locate reads the position; nil without error means that nothing was relayed
 // yet, and nothing decided either.
-func (w *worker) locate(ctx context.Context, d *destination, store *recordStore) (*place, error) {
-	rec, recErr := store.load(ctx)
-	if recErr != nil && !errors.Is(recErr, errBadRecord) {
-		return nil, recErr
-	}
+func (w *worker) locate(ctx context.Context, d *destination, rec *record, recErr error) (*place, error) {
 	own := rec != nil && rec.Sealed == w.home.sealed && rec.Route == w.home.route && rec.Partition == w.home.partition && rec.Source == w.home.source
 	same := own && rec.SealedCreated == w.home.sealedCreated
 	current := same && rec.LastSeq == d.lastSeq // the record says what the last message does, and more

@@ -172,7 +172,6 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if err != nil {
 		return err
 	}
-	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), source: w.route.Source.Stream}
 	if w.routeKey.IsZero() {
 		kctx, cancel := context.WithTimeout(ctx, keysTimeout)
 		w.routeKey, err = w.keys.RouteKey(kctx, w.route.Name)
@@ -186,6 +185,22 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 			return w.keyPause(ctx, err)
 		}
 	}
+	b, err := openBucket(ctx, w.route.Sealed.Conn, w.sealedJS, PositionsBucket, 0, &d.config)
+	if err != nil {
+		return err
+	}
+	// Record, sealed stream, source stream, in this order: another instance that
+	// still writes moves them in the opposite one, so what is read first is never
+	// ahead of what is read next.
+	store := &recordStore{b: b, key: w.key(), route: w.routeKey}
+	rec, recErr := store.load(ctx)
+	if recErr != nil && !errors.Is(recErr, errBadRecord) {
+		return recErr
+	}
+	if d, err = openDestination(ctx, w.sealedJS, &w.route, w.prefix); err != nil {
+		return err
+	}
+	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), source: w.route.Source.Stream}
 	info, err := w.sourceInfo(ctx)
 	if err != nil {
 		return err
@@ -193,12 +208,7 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if err := w.checkCycle(ctx, info); err != nil {
 		return err
 	}
-	b, err := openBucket(ctx, w.route.Sealed.Conn, w.sealedJS, PositionsBucket, 0, &d.config)
-	if err != nil {
-		return err
-	}
-	store := &recordStore{b: b, key: w.key(), route: w.routeKey}
-	p, err := w.recoverPlace(ctx, d, store, info)
+	p, err := w.recoverPlace(ctx, d, rec, recErr, info)
 	if err != nil {
 		return err
 	}
