@@ -17,8 +17,8 @@ const (
 	Record      Kind = "record"      // a key record that is broken, or not that of its key
 	Link        Kind = "link"        // a message that does not follow the one before on its chain
 	Missing     Kind = "hole"        // messages removed in the middle of the stream
-	NonceReuse  Kind = "nonce reuse" // one nonce, two ciphertexts
-	NonceOrder  Kind = "nonce order" // a counter that does not rise: moved, repeated or used again
+	NonceReuse  Kind = "nonce_reuse" // one nonce, two ciphertexts
+	NonceOrder  Kind = "nonce_order" // a counter that does not rise: moved, repeated or used again
 	Copy        Kind = "copy"        // one ciphertext, stored twice
 	Setting     Kind = "setting"     // a stream configuration a gateway refuses
 )
