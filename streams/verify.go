@@ -51,7 +51,7 @@ type VerifierConfig struct {
 }
 
 // VerifierState is where a [Verifier] stands. It marshals to a few hundred bytes
-// of JSON without payload or keys, and grows to 25 KB at most in a stream full of
+// of JSON without payload or keys, and grows to 100 KB at most in a stream full of
 // gaps. Store it where those whom it checks cannot write.
 type VerifierState struct {
 	Version int    `json:"version"`           // 1

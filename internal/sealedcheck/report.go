@@ -85,7 +85,7 @@ type Tally struct {
 	Messages uint64 `json:"messages"`
 }
 
-// Nonces counts them. Those of counters are checked without exception, random
+// Nonces counts them. Counters are checked against all of their session, random
 // ones against the Window messages before.
 type Nonces struct {
 	Sessions uint64 `json:"sessions"`
