@@ -52,8 +52,8 @@
 // Order evidence: a message carries its place on a chain and its predecessor's
 // ([Message.Sequence], [Message.Previous], [Message.Gap]), so that somebody who
 // reads a whole chain can tell gaps, duplicates and reordering. Open, Messages
-// and Consume do not check that themselves. The end of a chain proves nothing:
-// what was cut off after the last message read is not missed.
+// and Consume do not check that themselves; a [Verifier] does. The end of a chain
+// proves nothing: what was cut off after the last message read is not missed.
 //
 // Sealing is symmetric: whoever may open messages of a scope could also forge
 // them, as far as the broker lets him publish. A message proves that somebody
