@@ -102,7 +102,7 @@ func TestCounter(t *testing.T) {
 }
 
 func TestChaosRefuses(t *testing.T) {
-	for _, c := range []ChaosConfig{{}, {Command: []string{"x"}, Kills: -1}, {Command: []string{"/nonexistent/keyweir"}}} {
+	for _, c := range []ChaosConfig{{}, {Command: []string{"x"}, Kills: -1}, {Command: []string{"/nonexistent/keyweir"}, Dir: t.TempDir()}} {
 		if r, err := Chaos(t.Context(), c); err == nil || r != nil {
 			t.Errorf("Chaos(%+v) = %v, %v, want an error", c, r, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 	"text/tabwriter"
 
@@ -41,6 +42,11 @@ store stay in DIR; keys are never written anywhere.`,
 				return err
 			}
 			defer done()
+			if os.Getenv("GOGC") == "" {
+				// Block caches of the server are large and without pointers: cheap to
+				// collect, and not worth twice their size.
+				debug.SetGCPercent(25)
+			}
 			set, end := u.progress("sealing", total)
 			log := slog.New(slog.DiscardHandler)
 			if verbose {

@@ -5,8 +5,10 @@
 //	result, err := demo.Run(ctx, demo.Config{Input: file, Field: "net"})
 //
 // Its memory does not grow with the input: lines are published only so far ahead
-// of those read back, the plaintext stream is purged as it is sealed, and what is
-// expected is kept as hashes.
+// of those read back, the plaintext stream is purged as it is sealed, what is
+// expected is kept as hashes, and long inputs are published at a steady pace,
+// because the server keeps in memory what it wrote lately. The throughput of a
+// long run is therefore no measurement.
 package demo
 
 import (
@@ -21,6 +23,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/keyweir/keyweir/internal/devstack"
 	"github.com/keyweir/keyweir/keysvc"
@@ -32,6 +35,13 @@ const (
 	prefix       = "demo."
 
 	defaultStall = 60 * time.Second
+
+	// A file store keeps what was written in memory for ten seconds. The pace
+	// keeps that below some 110 MiB, whatever the input: the first paceBurst bytes
+	// are as fast as they can be, what follows at paceRate per second.
+	paceBurst   = 48 << 20
+	paceRate    = 6 << 20
+	sealedExtra = 512 // of a sealed message, about
 )
 
 // Config says what to show.
@@ -101,7 +111,7 @@ func Run(ctx context.Context, c Config) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{Config: c, stack: stack, ledger: newLedger(), pieces: newPieces(), keys: map[keysvc.KeyID]struct{}{}}
+	r := &run{Config: c, stack: stack, ledger: newLedger(), pieces: newPieces(), keys: map[keysvc.KeyID]struct{}{}, reading: make(chan struct{})}
 	err = r.run(ctx)
 	if c.Dir == "" && err == nil {
 		err = r.search(stack.Dir()) // Close removes it
@@ -129,7 +139,10 @@ type run struct {
 	result Result
 
 	published atomic.Int64 // acknowledged or on its way
+	opened    atomic.Int64 // as result.Opened
 	complete  atomic.Bool  // published is final
+	reading   chan struct{}
+	finish    func()       // ends the reading if it is over; set before reading is closed
 	moved     atomic.Int64 // rises while anything moves
 	first     atomic.Pointer[[]byte]
 	subjects  atomic.Int64
@@ -191,6 +204,7 @@ func (r *run) publish(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("opening JetStream: %w", err)
 	}
+	pace := rate.NewLimiter(paceRate, paceBurst)
 	lines := readAhead(ctx, newLineReader(r.Input, r.Field))
 	for {
 		var l line
@@ -209,6 +223,9 @@ func (r *run) publish(ctx context.Context) error {
 		subject := prefix + l.token
 		if err := r.ledger.publish(ctx, subject, l.payload); err != nil {
 			return err
+		}
+		if err := pace.WaitN(ctx, len(l.payload)+sealedExtra); err != nil {
+			return context.Cause(ctx)
 		}
 		r.first.CompareAndSwap(nil, &l.payload)
 		if _, err := js.PublishAsync(subject, l.payload); err != nil {
@@ -231,6 +248,12 @@ func (r *run) publish(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	r.complete.Store(true)
+	select {
+	case <-r.reading:
+		r.finish() // the reader may have got everything before
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	return nil
 }
 
@@ -258,7 +281,8 @@ func (r *run) watch(ctx context.Context, done <-chan struct{}) error {
 			last, since = now, time.Now()
 		} else if time.Since(since) > stall {
 			s := r.stack.Stats()
-			return fmt.Errorf("nothing moved for %v; the gateway is %v at message %d, last error: %v", stall, s.State, s.Position, s.LastError)
+			return fmt.Errorf("nothing moved for %v; %d published, %d opened; the gateway is %v at message %d, last error: %v",
+				stall, r.published.Load(), r.opened.Load(), s.State, s.Position, s.LastError)
 		}
 	}
 }

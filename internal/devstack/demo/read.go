@@ -11,6 +11,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
+// errAllRead ends the reading: as many messages came back as were published.
+var errAllRead = errors.New("all messages were read")
+
 // read follows the sealed stream until everything that was published came, and
 // checks each message twice: as it is stored, and as the library opens it.
 func (r *run) read(ctx context.Context) error {
@@ -32,21 +35,30 @@ func (r *run) read(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", sealedStream, err)
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(1024))
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(1024), jetstream.PullExpiry(10*time.Second), jetstream.PullHeartbeat(time.Second))
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", sealedStream, err)
 	}
 	defer messages.Stop()
-	for !r.allRead() {
-		wait, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
-		raw, err := messages.Next(jetstream.NextContext(wait))
-		cancel()
+	// The iterator notices a lost pull by missing heartbeats, and counts their
+	// time anew in every call: so one context for all of them, ended by whoever
+	// sees that the last message was read.
+	more, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	r.finish = func() {
+		if r.complete.Load() && r.opened.Load() >= r.published.Load() {
+			stop(errAllRead)
+		}
+	}
+	close(r.reading)
+	for {
+		raw, err := messages.Next(jetstream.NextContext(more))
+		if errors.Is(context.Cause(more), errAllRead) {
+			break
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
-			}
-			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) {
-				continue // look again whether the last one was the last
 			}
 			return fmt.Errorf("reading %s: %w", sealedStream, err)
 		}
@@ -71,9 +83,11 @@ func (r *run) read(ctx context.Context) error {
 		r.result.Opened++
 		r.result.OverheadBytesAvg += float64(len(raw.Data()) + headerSize(raw.Headers()) - len(m.Data()))
 		r.moved.Add(1)
+		r.opened.Store(r.result.Opened)
 		if r.Progress != nil && r.result.Opened%256 == 0 {
 			r.Progress(r.result.Opened)
 		}
+		r.finish()
 	}
 	if r.Progress != nil {
 		r.Progress(r.result.Opened)
@@ -85,9 +99,6 @@ func (r *run) read(ctx context.Context) error {
 	r.result.Sealed = int64(stream.CachedInfo().State.Msgs)
 	return nil
 }
-
-// allRead reports whether as many messages came back as were published, all told.
-func (r *run) allRead() bool { return r.complete.Load() && r.result.Opened >= r.published.Load() }
 
 // headerSize is what headers take on the wire.
 func headerSize(h nats.Header) int {
