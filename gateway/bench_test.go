@@ -86,7 +86,7 @@ func newSealLoop(b testing.TB, size int, header nats.Header) *sealLoop {
 		b.Fatal(err)
 	}
 	l := &sealLoop{
-		sealer: &sealer{keys: ring, maxSize: 1 << 20, fixed: asyncHeaderSize("SEALED")},
+		sealer: &sealer{keys: ring, maxSize: 1 << 20, fixed: engineHeaderSize("SEALED")},
 		signer: newSigner(keys.key, &home{route: "r", sealed: "SEALED", source: "IN"}, envelope.ChainID{1}, 1),
 	}
 	for i := range batchSize {

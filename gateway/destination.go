@@ -86,15 +86,35 @@ func createDestination(ctx context.Context, js jetstream.JetStream, r *Route, pr
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
+	version := r.Sealed.Conn.ConnectedServerVersion()
+	cfg.AllowAtomicPublish, cfg.AllowBatchPublish = versionAtLeast(version, 2, 12), versionAtLeast(version, 2, 14)
 	s, err := js.CreateStream(ctx, cfg)
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.ErrorCode == codeInvalidJSON {
+		// The stream lives on an older server than the connection, which denies
+		// settings that it does not know.
+		cfg.AllowAtomicPublish, cfg.AllowBatchPublish = false, false
+		s, err = js.CreateStream(ctx, cfg)
+	}
 	if err != nil {
-		var api *jetstream.APIError
 		if errors.As(err, &api) && api.Code == 400 && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			return nil, fmt.Errorf("%w: creating stream %s: %v", ErrDestination, r.Sealed.Stream, err)
 		}
 		return nil, fmt.Errorf("creating stream %s: %w", r.Sealed.Stream, err)
 	}
 	return s.CachedInfo(), nil
+}
+
+// codeInvalidJSON: the server did not understand a request.
+const codeInvalidJSON = 10025
+
+// versionAtLeast compares the version of a server, like 2.14.0 or 2.14.0-RC.1.
+func versionAtLeast(version string, major, minor int) bool {
+	var a, b int
+	if n, _ := fmt.Sscanf(version, "%d.%d.", &a, &b); n < 2 {
+		return false
+	}
+	return a > major || a == major && b >= minor
 }
 
 func checkDestination(c *jetstream.StreamConfig, r *Route, prefix string) error {

@@ -28,6 +28,16 @@
 // Two instances of a gateway may run; a claim in a key-value bucket lets one of
 // them work, and a late holder is harmless.
 //
+// # Engines
+//
+// How messages are published is the route's [Engine]; what is published, and what
+// happens after a failure, is the same, so it may change between runs.
+// [EngineFast] writes batches under the server's flow control, [EngineDurable]
+// atomic batches of up to 1,000 messages or 1 MiB, [EngineAsync] message by
+// message. [EngineAuto] takes durable for one replica with sync_interval: always,
+// else fast where the stream allows it, else async; the log and [RouteStats] say
+// which. Sealed streams that the gateway makes allow all of them.
+//
 // # What stops a route
 //
 // A route that cannot tell for certain where it stands, whose source changed or

@@ -23,6 +23,9 @@ var (
 	// ErrDestination: the sealed stream is missing, or has a setting that would
 	// break the promise.
 	ErrDestination = errors.New("gateway: sealed stream refused")
+	// ErrEngine: the route demands an engine that the sealed stream, or its server,
+	// does not serve.
+	ErrEngine = errors.New("gateway: engine not available")
 	// ErrSourceChanged: the source stream is not the one the position belongs to:
 	// deleted and made again, or restored from an older backup. Going on could
 	// skip messages that carry sequences already sealed.
@@ -91,6 +94,7 @@ var hints = []struct {
 	{ErrNoStart, "set the route's start to first, new, a sequence or a time"},
 	{ErrTooLarge, "raise max_payload of the sealed stream's server (or the stream's max_msg_size), or remove the message from the source stream"},
 	{ErrHeaders, "an envelope carries at most 64 headers of 32 KiB; remove the message from the source stream"},
+	{ErrEngine, "set engine: auto, or update the sealed stream's server and set allow_batched (fast) or allow_atomic (durable) on the stream"},
 	{ErrDestination, "change the sealed stream, or let the gateway create a new one (create)"},
 	{ErrSource, "change the source stream or the route"},
 	{ErrConnection, "restart the gateway; connections should be made to reconnect for ever"},
@@ -100,7 +104,7 @@ var hints = []struct {
 }
 
 var stopping = []error{
-	ErrConfig, ErrSource, ErrDestination, ErrSourceChanged, ErrSourceGap, ErrPosition, ErrNoStart, ErrTooLarge,
+	ErrConfig, ErrSource, ErrDestination, ErrEngine, ErrSourceChanged, ErrSourceGap, ErrPosition, ErrNoStart, ErrTooLarge,
 	ErrHeaders, ErrConnection, nats.ErrConnectionClosed, keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported,
 }
 

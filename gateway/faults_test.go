@@ -13,13 +13,16 @@ import (
 )
 
 // Plain AckNone reading lost 5,289 of 60,000 messages to six cuts, silently.
-func TestConnectionCuts(t *testing.T) {
+func TestConnectionCuts(t *testing.T) { eachEngine(t, testConnectionCuts) }
+
+func testConnectionCuts(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
+	f.route.Engine = e
 	f.route.Sealed.Create.Storage = gateway.MemoryStorage
 	p := natstest.NewProxy(t, f.srv.Addr())
 	f.route.Source.Conn = natstest.Connect(t, p.ClientURL())
 	f.route.Sealed.Conn = natstest.Connect(t, p.ClientURL())
-	const n, cuts = 60000, 6
+	const n, cuts = 30000, 6
 	f.publish(1, n)
 	f.start()
 	for i := range cuts {
@@ -44,8 +47,11 @@ func TestConnectionCuts(t *testing.T) {
 
 // Without claims, two workers write at once all the time; the fence alone has to
 // keep every message single and in order.
-func TestRacingGateways(t *testing.T) {
+func TestRacingGateways(t *testing.T) { eachEngine(t, testRacingGateways) }
+
+func testRacingGateways(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})
+	f.route.Engine = e
 	f.tune.NoClaim = true
 	const n = 6000
 	f.publish(1, 100)
@@ -88,10 +94,18 @@ func TestClaimHandOver(t *testing.T) {
 
 // A worker is frozen in the middle of its window, a successor takes over, and the
 // frozen one comes back with everything it had in hand.
-func TestFrozenZombie(t *testing.T) {
+func TestFrozenZombie(t *testing.T) { eachEngine(t, testFrozenZombie) }
+
+func testFrozenZombie(t *testing.T, e gateway.Engine) {
 	for _, retention := range []jetstream.RetentionPolicy{jetstream.WorkQueuePolicy, jetstream.InterestPolicy, jetstream.LimitsPolicy} {
+		if testing.Short() && retention != jetstream.WorkQueuePolicy {
+			t.Logf("short: not with a source of %v retention", retention)
+			continue
+		}
 		t.Run(retention.String(), func(t *testing.T) {
+			t.Parallel() // waits for most of its time
 			f := newFixture(t, jetstream.StreamConfig{Retention: retention, Storage: jetstream.MemoryStorage})
+			f.route.Engine = e
 			f.route.Source.AfterSeal = gateway.AfterSealPurge
 			f.tune.AckTimeout = 20 * time.Second // the frozen one shall not notice
 			f.tune.Heartbeat = 10 * time.Second
@@ -100,6 +114,9 @@ func TestFrozenZombie(t *testing.T) {
 			frozen.Window = 64
 			frozen.Source.Conn, frozen.Sealed.Conn = natstest.Connect(t, p.ClientURL()), natstest.Connect(t, p.ClientURL())
 			p.SetLatency(2 * time.Millisecond)
+			if e == gateway.EngineDurable {
+				p.SetLatency(60 * time.Millisecond) // its batches do not know the window
+			}
 			z := f.startRoute(frozen)
 			z.eventually("running", func(s gatewayStats) bool { return s.State == gateway.StateRunning })
 			const n = 4000
@@ -126,8 +143,11 @@ func TestFrozenZombie(t *testing.T) {
 	}
 }
 
-func TestServerRestart(t *testing.T) {
+func TestServerRestart(t *testing.T) { eachEngine(t, testServerRestart) }
+
+func testServerRestart(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})
+	f.route.Engine = e
 	f.publish(1, 1000)
 	run := f.start()
 	f.sealedCount(1000, 10*time.Second)
@@ -146,8 +166,12 @@ func TestServerRestart(t *testing.T) {
 	f.verify(1, 3000)
 }
 
-func TestTwoServers(t *testing.T) {
+func TestTwoServers(t *testing.T) { eachEngine(t, testTwoServers) }
+
+func testTwoServers(t *testing.T, e gateway.Engine) {
+	t.Parallel() // waits for most of its time
 	f := newFixture(t, jetstream.StreamConfig{})
+	f.route.Engine = e
 	hub := natstest.New(t)
 	f.route.Sealed.Conn = hub.Conn(t)
 	f.publish(1, 1000)
@@ -177,10 +201,18 @@ func TestTwoServers(t *testing.T) {
 
 // The gateway dies in the middle of a window, again and again: the position record
 // is behind, messages in flight are stored or not, and the claim is not released.
-func TestCrashes(t *testing.T) {
+func TestCrashes(t *testing.T) { eachEngine(t, testCrashes) }
+
+func testCrashes(t *testing.T, e gateway.Engine) {
 	for _, retention := range []jetstream.RetentionPolicy{jetstream.LimitsPolicy, jetstream.WorkQueuePolicy, jetstream.InterestPolicy} {
+		if testing.Short() && retention != jetstream.WorkQueuePolicy {
+			t.Logf("short: not with a source of %v retention", retention)
+			continue
+		}
 		t.Run(retention.String(), func(t *testing.T) {
+			t.Parallel() // waits for most of its time
 			f := newFixture(t, jetstream.StreamConfig{Retention: retention, Storage: jetstream.MemoryStorage})
+			f.route.Engine = e
 			f.route.Source.AfterSeal = gateway.AfterSealPurge
 			f.tune.ClaimTTL = 300 * time.Millisecond
 			first := f.start()
@@ -215,8 +247,11 @@ func TestCrashes(t *testing.T) {
 
 // Cancellation in the middle of a stream: everything published is accounted for,
 // and a successor goes on without waiting for the claim.
-func TestCleanShutdown(t *testing.T) {
+func TestCleanShutdown(t *testing.T) { eachEngine(t, testCleanShutdown) }
+
+func testCleanShutdown(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
+	f.route.Engine = e
 	const n = 20000
 	f.publish(1, n)
 	for round := range 20 {
@@ -249,10 +284,14 @@ func TestClosedConnectionStops(t *testing.T) {
 }
 
 // A publish that the server refuses for a while is repeated until it is stored.
-func TestSealedStreamFull(t *testing.T) {
+func TestSealedStreamFull(t *testing.T) { eachEngine(t, testSealedStreamFull) }
+
+func testSealedStreamFull(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})
+	f.route.Engine = e
 	f.create(jetstream.StreamConfig{
 		Name: sealed, Subjects: []string{"sealed.in.>"}, MaxMsgs: 50, Discard: jetstream.DiscardNew,
+		AllowBatchPublish: true, AllowAtomicPublish: true,
 		Metadata: map[string]string{"keyweir-mode": "relayed", "keyweir-route": "r"},
 	})
 	f.publish(1, 120)

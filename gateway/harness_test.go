@@ -63,6 +63,13 @@ func newFixture(t *testing.T, cfg jetstream.StreamConfig, opts ...natstest.Optio
 	return f
 }
 
+// eachEngine runs a test for every engine, one after the other.
+func eachEngine(t *testing.T, f func(*testing.T, gateway.Engine)) {
+	for _, e := range []gateway.Engine{gateway.EngineFast, gateway.EngineDurable, gateway.EngineAsync} {
+		t.Run(e.String(), func(t *testing.T) { f(t, e) })
+	}
+}
+
 type testWriter struct{ t *testing.T }
 
 func (w testWriter) Write(b []byte) (int, error) {

@@ -151,11 +151,11 @@ func TestLeaseEnds(t *testing.T) {
 			t.Fatal("still sealing without a lease")
 		}
 	}
-	stopped := f.info(sealed).State.LastSeq
+	sealable := uint64(last) // what was sealed before may still be on its way
 	f.publish(last+1, last+20)
 	last += 20
-	if got := f.info(sealed).State.LastSeq; got != stopped {
-		t.Errorf("sealed %d more messages after the lease had ended", got-stopped)
+	if got := f.info(sealed).State.LastSeq; got > sealable {
+		t.Errorf("sealed %d more messages after the lease had ended", got-sealable)
 	}
 	f.keys.set(func() { f.keys.err = nil })
 	f.sealedCount(uint64(last), 10*time.Second)

@@ -162,6 +162,9 @@ func (p *puller) next(ctx context.Context, out []item, limit int) ([]item, error
 	return out, nil
 }
 
+// more reports whether next would return at once.
+func (p *puller) more() bool { return len(p.msgs) > 0 }
+
 // take handles one delivery, which may be a status.
 func (p *puller) take(out []item, m *nats.Msg) []item {
 	s := &p.slots[0]

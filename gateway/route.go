@@ -33,8 +33,10 @@ type Route struct {
 	// it set does no harm; it counts once per process. Optional. Source messages
 	// below it count as done: with AfterSealPurge they are removed unsealed.
 	ResumeFrom *uint64
+	// Engine is how the sealed stream is written. Zero: EngineAuto.
+	Engine Engine
 	// Window is how many messages may await their acknowledgement: 1 to 16384;
-	// zero: 512.
+	// zero: 512. EngineDurable does not use it: it has up to two batches of 1,000.
 	Window int
 }
 
@@ -297,6 +299,9 @@ func (r Route) withDefaults() (Route, error) {
 		if !headerName.MatchString(h) || reservedHeader(h) {
 			return fail("header %q cannot be passed", h)
 		}
+	}
+	if r.Engine < EngineAuto || r.Engine > EngineAsync {
+		return fail("engine %v", r.Engine)
 	}
 	if r.Window == 0 {
 		r.Window = defaultWindow

@@ -23,7 +23,8 @@ type outgoing struct {
 	source    uint64
 	previous  uint64
 	timestamp int64
-	payload   int // bytes of the application's payload
+	payload   int  // bytes of the application's payload
+	last      bool // nothing is known to wait behind it: an engine need not wait for more
 }
 
 // sealer turns source messages into envelopes. It belongs to the worker's

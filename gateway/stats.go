@@ -35,6 +35,8 @@ func (s State) String() string {
 type RouteStats struct {
 	Name  string
 	State State
+	// Engine is the one in use; EngineAuto until one was chosen.
+	Engine Engine
 	// Position is the source sequence up to which everything is sealed and
 	// acknowledged, SealedSequence the last sequence of the sealed stream by that.
 	Position, SealedSequence uint64

@@ -54,7 +54,7 @@ type ahead struct {
 	gap       uint64
 }
 
-func (t *tenure) run(ctx context.Context, d *destination, info *jetstream.StreamInfo, store *recordStore, lag time.Duration) (err error) {
+func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jetstream.StreamInfo, store *recordStore, lag time.Duration) (err error) {
 	w := t.w
 	tctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -74,17 +74,21 @@ func (t *tenure) run(ctx context.Context, d *destination, info *jetstream.Stream
 		maxSize = min(maxSize, m)
 	}
 	t.sealer = &sealer{
-		keys: w.ring, pass: w.route.PassHeaders, chain: t.place.chain, maxSize: maxSize, fixed: asyncHeaderSize(d.config.Name),
+		keys: w.ring, pass: w.route.PassHeaders, chain: t.place.chain, maxSize: maxSize, fixed: engineHeaderSize(d.config.Name),
 		tracer: w.tracer, propagator: w.propagator,
 	}
-	eng, err := newAsync(w.route.Sealed.Conn, d.config.Name, newSigner(w.routeKey, &w.home, t.place.chain, t.place.created), t.place.lastSeq, w.route.Window, w.tune.ackTimeout)
+	cfg := engineConfig{
+		nc: w.route.Sealed.Conn, stream: d.config.Name, signer: newSigner(w.routeKey, &w.home, t.place.chain, t.place.created),
+		lastSeq: t.place.lastSeq, window: w.route.Window, ackTimeout: w.tune.ackTimeout,
+	}
+	if w.metrics.timesPublish() {
+		cfg.onAck = w.metrics.publishTook
+	}
+	eng, err := newEngine(kind, cfg)
 	if err != nil {
 		return err
 	}
 	defer eng.close()
-	if w.metrics.timesPublish() {
-		eng.onAck = w.metrics.publishTook
-	}
 	t.engine = eng
 	t.releaser = &releaser{w: w, lag: lag, retention: info.Config.Retention}
 	t.releaser.sealed(time.Now(), t.cursor.scanned) // read at take-over; safe when the lag has passed
@@ -321,6 +325,7 @@ func (t *tenure) seal(ctx context.Context, items []item, gaps map[uint64]uint64)
 			t.w.metrics.sealTook(time.Since(now))
 			timed = false
 		}
+		out.last = it.pending == 0 && i == len(items)-1 && !t.reader.more()
 		if err := t.engine.publish(ctx, out); err != nil {
 			return i, err
 		}

@@ -200,6 +200,10 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if d, err = openDestination(ctx, w.sealedJS, &w.route, w.prefix); err != nil {
 		return err
 	}
+	kind, why, err := chooseEngine(w.route.Engine, &d.config, w.route.Sealed.SyncInterval, w.route.Sealed.Conn.ConnectedServerVersion())
+	if err != nil {
+		return err
+	}
 	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), source: w.route.Source.Stream}
 	info, err := w.sourceInfo(ctx)
 	if err != nil {
@@ -221,10 +225,10 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if warning != "" && w.openings == 0 {
 		w.log.Warn(warning)
 	}
-	w.log.Info("relaying", "engine", "async", "chain", p.chain.String(), "after", p.cursor.scanned, "sealed_sequence", p.lastSeq)
-	w.board.update(func(s *RouteStats) { s.Position, s.SealedSequence = p.cursor.scanned, p.lastSeq })
+	w.log.Info("relaying", "engine", kind.String(), "because", why, "chain", p.chain.String(), "after", p.cursor.scanned, "sealed_sequence", p.lastSeq)
+	w.board.update(func(s *RouteStats) { s.Engine, s.Position, s.SealedSequence = kind, p.cursor.scanned, p.lastSeq })
 	t := &tenure{w: w, place: *p, cursor: p.cursor, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry}
-	return t.run(ctx, d, info, store, lag)
+	return t.run(ctx, d, kind, info, store, lag)
 }
 
 // keyPause makes errors that an operator has to mend wait longer, on top of the

@@ -165,6 +165,9 @@ func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 		},
 	}
 	var err error
+	if out.Engine, err = gateway.ParseEngine(string(r.Engine)); err != nil {
+		return out, err
+	}
 	if out.Source.Conn, err = conns.get(r.Source.NATS); err != nil {
 		return out, err
 	}

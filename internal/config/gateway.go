@@ -52,13 +52,25 @@ type Route struct {
 	// PadTo pads messages to a multiple of this many bytes, which hides sizes;
 	// at most 4KiB. Default: 0, no padding.
 	PadTo Size `yaml:"pad_to"`
-	// Window is how many messages may await their acknowledgement, at most 16384.
-	// Default: 512.
+	// Engine is how the sealed stream is written. "fast" publishes batches under
+	// the server's flow control and needs allow_batched (server 2.14); "durable"
+	// publishes atomic batches and needs allow_atomic (server 2.12), the fastest
+	// where one replica syncs always; "async" publishes message by message. "auto"
+	// takes what the sealed stream serves. Default: auto.
+	Engine EngineName `yaml:"engine"`
+	// Window is how many messages may await their acknowledgement, at most 16384;
+	// the durable engine does not use it. Default: 512.
 	Window int `yaml:"window"`
 	// PassHeaders are headers that stay readable on the sealed message, besides
 	// being sealed in it. Never Nats-* or Keyweir-*. Default: none.
 	PassHeaders []string `yaml:"pass_headers"`
 }
+
+// EngineName names a way to publish.
+type EngineName string
+
+// Values lists what the file may say.
+func (EngineName) Values() []string { return []string{"auto", "fast", "durable", "async"} }
 
 // Source is the plaintext side of a route.
 type Source struct {
