@@ -28,7 +28,9 @@ func newDemo(u *ui) *cobra.Command {
 		Long: `Runs everything in this process: two NATS servers, a key authority, the key
 service, the gateway and a reader. Publishes every line of the input to
 demo.<value of the subject field>, waits until the gateway sealed it, reads it
-back and compares. Each value of the field is a scope with a data key of its own.
+back and compares. Each value of the field is a scope with a data key of its own;
+without --subject-field it is net, and where the first line has no such field all
+lines go to demo.all.
 
 Without --input it uses a week of earthquakes that the US Geological Survey
 registered (public domain, part of this program), by network.
@@ -37,7 +39,7 @@ Plaintext is in memory only. With --dir the sealed stream and the key service's
 store stay in DIR; keys are never written anywhere.`,
 		Example: "  keyweir demo\n  keyweir demo --input orders.ndjson --subject-field tenant --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			in, total, what, done, err := demoInput(u, input, &field)
+			in, total, what, done, err := demoInput(u, input)
 			if err != nil {
 				return err
 			}
@@ -71,7 +73,7 @@ store stay in DIR; keys are never written anywhere.`,
 	}
 	fs := cmd.Flags()
 	fs.StringVar(&input, "input", "", "file with one JSON object per line, - for standard input (default: earthquakes)")
-	fs.StringVar(&field, "subject-field", "", "field whose value becomes subject and scope (default for the earthquakes: net)")
+	fs.StringVar(&field, "subject-field", "", "field whose value becomes subject and scope (default: net; all lines share one if the first has none)")
 	fs.StringVar(&dir, "dir", "", "keep the sealed stream and the key service's store in this new directory")
 	fs.BoolVar(&asJSON, "json", false, "print an object")
 	fs.BoolVar(&verbose, "verbose", false, "print the log of the parts to standard error")
@@ -81,19 +83,10 @@ store stay in DIR; keys are never written anywhere.`,
 }
 
 // demoInput opens the input. total is the number of its lines, -1 if unknown.
-func demoInput(u *ui, input string, field *string) (in io.Reader, total int64, what string, done func(), err error) {
+func demoInput(u *ui, input string) (in io.Reader, total int64, what string, done func(), err error) {
 	if input == "" {
-		if *field == "" {
-			*field = demo.BuiltInField
-		}
 		r, err := demo.BuiltIn()
 		return r, demo.BuiltInLines, demo.BuiltInName, func() {}, err
-	}
-	if *field == "" {
-		return nil, 0, "", nil, &usageError{
-			err:  fmt.Errorf("--subject-field is required with --input"),
-			hint: "name a field of the lines with few different values, such as a tenant or a type",
-		}
 	}
 	if input == "-" {
 		return u.in, -1, "standard input", func() {}, nil

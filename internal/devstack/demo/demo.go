@@ -48,7 +48,8 @@ const (
 type Config struct {
 	// Input has one JSON object per line. Required.
 	Input io.Reader
-	// Field is the field whose value becomes the subject, and the scope. Required.
+	// Field is the field whose value becomes the subject, and the scope. Empty:
+	// BuiltInField if the first line has it, else all lines share AllToken.
 	Field string
 	// Dir keeps the state; it must be empty or missing. Empty: a temporary one.
 	Dir string

@@ -21,6 +21,9 @@ const (
 	MaxValues = 4096
 
 	maxToken = 64
+
+	// AllToken is the subject token, and scope, of lines without a subject field.
+	AllToken = "all"
 )
 
 // LineError is a line that cannot be published.
@@ -67,14 +70,19 @@ func readAhead(ctx context.Context, l *lineReader) <-chan line {
 // lineReader reads NDJSON and finds the value of one field in each line.
 type lineReader struct {
 	r      *bufio.Reader
-	field  string
-	n      int // of the last line
+	field  string // "": every line has the token AllToken
+	choose bool   // the first line decides whether it has the field
+	n      int    // of the last line
 	buf    []byte
 	tokens map[string]struct{}
 }
 
 func newLineReader(r io.Reader, field string) *lineReader {
-	return &lineReader{r: bufio.NewReaderSize(r, 64<<10), field: field, tokens: map[string]struct{}{}}
+	l := &lineReader{r: bufio.NewReaderSize(r, 64<<10), field: field, tokens: map[string]struct{}{}}
+	if field == "" {
+		l.field, l.choose = BuiltInField, true
+	}
+	return l
 }
 
 // next returns the next line that is not blank, without its end, and the subject
@@ -134,6 +142,14 @@ func (l *lineReader) token(line []byte) (string, error) {
 		return "", errors.New("not a JSON object")
 	}
 	raw, ok := object[l.field]
+	if l.choose {
+		if l.choose = false; !ok {
+			l.field = ""
+		}
+	}
+	if l.field == "" {
+		return AllToken, nil
+	}
 	if !ok {
 		return "", fmt.Errorf("no field %q", l.field)
 	}
