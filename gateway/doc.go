@@ -35,8 +35,7 @@
 // [EngineFast] writes batches under the server's flow control, [EngineDurable]
 // atomic batches of up to 1,000 messages or 1 MiB, [EngineAsync] message by
 // message. [EngineAuto] takes durable for one replica with sync_interval: always,
-// else fast where the stream allows it, else async; the log and [RouteStats] say
-// which. Sealed streams that the gateway makes allow all of them.
+// else async; the log and [RouteStats] say which. Sealed streams that the gateway makes allow all of them.
 //
 // # What stops a route
 //

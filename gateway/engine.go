@@ -16,10 +16,11 @@ type Engine int
 
 const (
 	// EngineAuto takes durable for a stream of one replica on file whose server
-	// syncs always, else fast where the stream allows it, else async.
+	// syncs always, if the stream allows it, else async.
 	EngineAuto Engine = iota
 	// EngineFast publishes batches under the server's flow control, which needs
-	// allow_batched (server 2.14). It costs the least.
+	// allow_batched (server 2.14). It spares the server acknowledgements, but a
+	// single message may wait for the end of the batch before it.
 	EngineFast
 	// EngineDurable publishes atomic batches, one at a time, which needs
 	// allow_atomic (server 2.12). A server that syncs always then syncs once a
@@ -73,16 +74,13 @@ func chooseEngine(want Engine, c *jetstream.StreamConfig, sync time.Duration, ve
 	case EngineAsync:
 		return want, "set by the route", nil
 	}
-	always := sync < 0 && c.Replicas <= 1 && c.Storage == jetstream.FileStorage
-	switch {
+	switch always := sync < 0 && c.Replicas <= 1 && c.Storage == jetstream.FileStorage; {
 	case always && c.AllowAtomicPublish:
 		return EngineDurable, "one replica and sync_interval: always", nil
-	case c.AllowBatchPublish:
-		return EngineFast, "the stream has allow_batched", nil
 	case always:
-		return EngineAsync, "the stream has neither allow_atomic, which sync_interval: always calls for, nor allow_batched", nil
+		return EngineAsync, "the stream has no allow_atomic, which sync_interval: always calls for", nil
 	}
-	return EngineAsync, "the stream has no allow_batched", nil
+	return EngineAsync, "it waits for nothing", nil
 }
 
 // engine publishes sealed messages in order, each under the fence: every message

@@ -30,11 +30,11 @@ func TestChooseEngine(t *testing.T) {
 		engine        Engine
 		err           bool
 	}{
-		{want: EngineAuto, fast: true, durable: true, replicas: r1, sync: time.Minute, engine: EngineFast},
+		{want: EngineAuto, fast: true, durable: true, replicas: r1, sync: time.Minute, engine: EngineAsync},
 		{want: EngineAuto, fast: true, durable: true, replicas: r1, sync: SyncAlways, engine: EngineDurable},
-		{want: EngineAuto, fast: true, durable: true, replicas: r1, sync: SyncAlways, storage: jetstream.MemoryStorage, engine: EngineFast},
-		{want: EngineAuto, fast: true, durable: true, replicas: r3, sync: SyncAlways, engine: EngineFast},
-		{want: EngineAuto, fast: true, replicas: r1, sync: SyncAlways, engine: EngineFast},
+		{want: EngineAuto, fast: true, durable: true, replicas: r1, sync: SyncAlways, storage: jetstream.MemoryStorage, engine: EngineAsync},
+		{want: EngineAuto, fast: true, durable: true, replicas: r3, sync: SyncAlways, engine: EngineAsync},
+		{want: EngineAuto, fast: true, replicas: r1, sync: SyncAlways, engine: EngineAsync},
 		{want: EngineAuto, durable: true, replicas: r1, sync: SyncAlways, engine: EngineDurable},
 		{want: EngineAuto, durable: true, replicas: r1, sync: time.Minute, engine: EngineAsync},
 		{want: EngineAuto, replicas: r1, sync: SyncAlways, engine: EngineAsync},

@@ -64,10 +64,10 @@ func TestCreatedStreamServesEngines(t *testing.T) {
 		sync    time.Duration
 		want    gateway.Engine
 	}{
-		"default":       {gateway.FileStorage, 0, gateway.EngineFast},
+		"default":       {gateway.FileStorage, 0, gateway.EngineAsync},
 		"sync always":   {gateway.FileStorage, gateway.SyncAlways, gateway.EngineDurable},
-		"memory":        {gateway.MemoryStorage, gateway.SyncAlways, gateway.EngineFast},
-		"sync interval": {gateway.FileStorage, time.Second, gateway.EngineFast},
+		"memory":        {gateway.MemoryStorage, gateway.SyncAlways, gateway.EngineAsync},
+		"sync interval": {gateway.FileStorage, time.Second, gateway.EngineAsync},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t, jetstream.StreamConfig{})

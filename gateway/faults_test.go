@@ -22,7 +22,7 @@ func testConnectionCuts(t *testing.T, e gateway.Engine) {
 	p := natstest.NewProxy(t, f.srv.Addr())
 	f.route.Source.Conn = natstest.Connect(t, p.ClientURL())
 	f.route.Sealed.Conn = natstest.Connect(t, p.ClientURL())
-	const n, cuts = 30000, 6
+	const n, cuts = 60000, 6
 	f.publish(1, n)
 	f.start()
 	for i := range cuts {
