@@ -70,6 +70,16 @@ func eachEngine(t *testing.T, f func(*testing.T, gateway.Engine)) {
 	}
 }
 
+// eachEngineInFull does so for tests that take long: -short leaves async, with
+// which the engines share all but the publishing.
+func eachEngineInFull(t *testing.T, f func(*testing.T, gateway.Engine)) {
+	if testing.Short() {
+		f(t, gateway.EngineAsync)
+		return
+	}
+	eachEngine(t, f)
+}
+
 type testWriter struct{ t *testing.T }
 
 func (w testWriter) Write(b []byte) (int, error) {
