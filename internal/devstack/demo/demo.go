@@ -36,6 +36,9 @@ const (
 
 	defaultStall = 60 * time.Second
 
+	// settle is how long a reader may be behind a gateway that has finished.
+	settle = 10 * time.Second
+
 	// A file store keeps what was written in memory for ten seconds. The pace
 	// keeps that below some 110 MiB, whatever the input: the first paceBurst bytes
 	// are as fast as they can be, what follows at paceRate per second.
@@ -143,7 +146,7 @@ type run struct {
 	opened    atomic.Int64 // as result.Opened
 	complete  atomic.Bool  // published is final
 	reading   chan struct{}
-	finish    func()       // ends the reading if it is over; set before reading is closed
+	finish    func(bool)   // ends the reading if it is over, or in any case; set before reading is closed
 	moved     atomic.Int64 // rises while anything moves
 	first     atomic.Pointer[[]byte]
 	subjects  atomic.Int64
@@ -251,7 +254,7 @@ func (r *run) publish(ctx context.Context) error {
 	r.complete.Store(true)
 	select {
 	case <-r.reading:
-		r.finish() // the reader may have got everything before
+		r.finish(false) // the reader may have got everything before
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -280,8 +283,19 @@ func (r *run) watch(ctx context.Context, done <-chan struct{}) error {
 		// An input may take its time; a message on its way may not.
 		if now := r.moved.Load(); now != last || r.ledger.left() == 0 {
 			last, since = now, time.Now()
-		} else if time.Since(since) > stall {
-			s := r.stack.Stats()
+			continue
+		}
+		quiet := time.Since(since)
+		s := r.stack.Stats()
+		switch {
+		case quiet > settle && r.complete.Load() && s.Position >= uint64(r.published.Load()):
+			// Everything is sealed, says the gateway: let the result tell what is missing.
+			select {
+			case <-r.reading:
+				r.finish(true)
+			default:
+			}
+		case quiet > stall:
 			return fmt.Errorf("nothing moved for %v; %d published, %d opened; the gateway is %v at message %d, last error: %v",
 				stall, r.published.Load(), r.opened.Load(), s.State, s.Position, s.LastError)
 		}

@@ -11,7 +11,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// errAllRead ends the reading: as many messages came back as were published.
+// errAllRead ends the reading: as many messages came back as were published, or
+// no more will.
 var errAllRead = errors.New("all messages were read")
 
 // read follows the sealed stream until everything that was published came, and
@@ -45,8 +46,8 @@ func (r *run) read(ctx context.Context) error {
 	// sees that the last message was read.
 	more, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	r.finish = func() {
-		if r.complete.Load() && r.opened.Load() >= r.published.Load() {
+	r.finish = func(anyway bool) {
+		if anyway || r.complete.Load() && r.opened.Load() >= r.published.Load() {
 			stop(errAllRead)
 		}
 	}
@@ -87,7 +88,7 @@ func (r *run) read(ctx context.Context) error {
 		if r.Progress != nil && r.result.Opened%256 == 0 {
 			r.Progress(r.result.Opened)
 		}
-		r.finish()
+		r.finish(false)
 	}
 	if r.Progress != nil {
 		r.Progress(r.result.Opened)
