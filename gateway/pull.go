@@ -46,6 +46,7 @@ type puller struct {
 	status chan nats.Status
 
 	delivered uint64 // last consumer sequence
+	looked    uint64 // everything that matches up to this source sequence arrived
 	alive     bool   // the server sent a heartbeat
 	closed    bool
 	failed    error // kept until the items before it are handed on
@@ -200,7 +201,8 @@ func (p *puller) state(s *pullSlot, m *nats.Msg) error {
 	}
 	switch {
 	case code == "100":
-		p.alive = true // heartbeat
+		p.alive = true
+		p.heard(m.Header)
 		return nil
 	case code == "408" || code == "404" || code == "409" && text == "Batch Completed":
 		return p.request(s)
@@ -209,6 +211,27 @@ func (p *puller) state(s *pullSlot, m *nats.Msg) error {
 		return p.request(s)
 	}
 	return fmt.Errorf("%w: the server says %s %s", errReopen, code, text)
+}
+
+// Headers of a heartbeat: the last sequences the consumer delivered and looked at.
+const (
+	headerLastConsumer = "Nats-Last-Consumer"
+	headerLastStream   = "Nats-Last-Stream"
+)
+
+// heard takes from a heartbeat how far the server has looked for messages: if it
+// delivered no more than arrived, everything up to there was read. Nothing else
+// says so. A server stores a message before it tells the consumers about it, so
+// that one with nothing pending may have messages before it all the same; to ask
+// the stream for its end and the consumer for what is pending lost messages.
+func (p *puller) heard(h nats.Header) {
+	delivered, err := strconv.ParseUint(h.Get(headerLastConsumer), 10, 64)
+	if err != nil || delivered != p.delivered {
+		return
+	}
+	if to, err := strconv.ParseUint(h.Get(headerLastStream), 10, 64); err == nil {
+		p.looked = max(p.looked, to)
+	}
 }
 
 // parseReply reads the acknowledgement subject of a delivery:

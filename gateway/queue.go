@@ -28,6 +28,7 @@ const (
 type reader struct {
 	*puller
 	name  string
+	from  uint64   // source sequence behind which it begins
 	queue bool     // messages are acknowledged one by one
 	old   []string // interest: consumers of earlier tenures, to be deleted after the release lag
 }
@@ -37,7 +38,7 @@ type reader struct {
 // predecessor alive, which then takes, and never seals, part of the messages.
 func (w *worker) openReader(ctx context.Context, info *jetstream.StreamInfo, cur cursor) (*reader, error) {
 	w.openings++
-	r := &reader{name: fmt.Sprintf("%s%d_%d", w.consumerPrefix(), w.epoch, w.openings)}
+	r := &reader{name: fmt.Sprintf("%s%d_%d", w.consumerPrefix(), w.epoch, w.openings), from: cur.scanned}
 	cfg := jetstream.ConsumerConfig{
 		Name: r.name, Description: "Keyweir gateway; do not touch",
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: cur.scanned + 1,
@@ -150,33 +151,4 @@ func (w *worker) deleteConsumers(ctx context.Context, names []string) error {
 		}
 	}
 	return nil
-}
-
-// readTo reports up to which source sequence the consumer has looked, when the
-// reader is idle: if it delivered no more than arrived here, everything that
-// matches up to there was read. The answer is 0 if it delivered more.
-//
-// The consumer's own word lags, because messages that do not match do not wake
-// it. Where consumer and stream share one store, having nothing pending after the
-// stream said that it ends at L means as much; a replica may be behind the leader
-// that said so, and there it does not.
-func (w *worker) readTo(ctx context.Context, r *reader) (uint64, error) {
-	info, err := streamInfo(ctx, w.sourceJS, w.route.Source.Stream)
-	if err != nil {
-		return 0, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	c, err := w.sourceJS.Consumer(ctx, w.route.Source.Stream, r.name)
-	if err != nil {
-		return 0, fmt.Errorf("asking for the consumer: %w", err)
-	}
-	ci := c.CachedInfo()
-	if ci.NumPending != 0 || ci.Delivered.Consumer != r.delivered {
-		return 0, nil
-	}
-	if info.Config.Replicas <= 1 || info.Cluster != nil && ci.Cluster != nil && info.Cluster.Leader != "" && info.Cluster.Leader == ci.Cluster.Leader {
-		return max(info.State.LastSeq, ci.Delivered.Stream), nil
-	}
-	return ci.Delivered.Stream, nil
 }

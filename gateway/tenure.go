@@ -153,9 +153,7 @@ func (t *tenure) pump(ctx context.Context) error {
 			if t.reader.alive {
 				t.barren = nil
 			}
-			if err := t.idle(ctx); err != nil {
-				t.w.log.Debug("looking how far the source was read", "error", err)
-			}
+			t.idle()
 			continue
 		}
 		t.barren = nil
@@ -221,20 +219,15 @@ func (t *tenure) tryReopen(ctx context.Context) (*reader, error) {
 
 // idle notes that nothing more matches up to some sequence, so that messages of
 // others that expire later are not taken for lost ones.
-func (t *tenure) idle(ctx context.Context) error {
-	to, err := t.w.readTo(ctx, t.reader)
-	if err != nil {
-		return err
-	}
+func (t *tenure) idle() {
 	t.pending = 0
 	t.w.board.update(func(s *RouteStats) { s.Lag = 0 })
-	if to > t.cursor.scanned {
+	if to := t.reader.looked; to > t.cursor.scanned {
 		t.cursor.scanned = to
 		t.mu.Lock()
 		t.ahead = ahead{t.published, to, t.gap}
 		t.mu.Unlock()
 	}
-	return nil
 }
 
 // relay seals and publishes one batch, in order, waiting for keys if it must.
@@ -295,7 +288,7 @@ func (t *tenure) relay(ctx context.Context, items []item) error {
 // those that the cursor covers: delivered once more, and sealed before.
 func (t *tenure) enqueue(items []item) []item {
 	out := items[:0]
-	at := t.cursor.scanned
+	at := t.sealed()
 	for _, it := range items {
 		t.releaser.delivered(it.seq, it.msg.Reply)
 		if it.seq > at {
@@ -306,13 +299,18 @@ func (t *tenure) enqueue(items []item) []item {
 	return out
 }
 
+// sealed is the source sequence up to which whatever is delivered was sealed
+// before. It is not cursor.scanned: a message that should not have come is sealed
+// rather than dropped.
+func (t *tenure) sealed() uint64 { return max(t.reader.from, t.cursor.previous) }
+
 // seal seals and publishes items whose keys are there. It returns how many were
 // published.
 func (t *tenure) seal(ctx context.Context, items []item, gaps map[uint64]uint64) (int, error) {
 	timed := t.w.metrics.timesSeal()
 	for i := range items {
 		it := &items[i]
-		if it.seq <= t.cursor.scanned {
+		if it.seq <= t.sealed() {
 			continue // a replica that lags begins a consumer earlier than it was told
 		}
 		gap := t.gap + gaps[it.seq]
