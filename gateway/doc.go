@@ -34,7 +34,8 @@
 // happens after a failure, is the same, so it may change between runs.
 // [EngineFast] writes batches under the server's flow control, [EngineDurable]
 // atomic batches of up to 1,000 messages or 1 MiB, [EngineAsync] message by
-// message. [EngineAuto] is async; the log and [RouteStats] say which. Sealed streams that the gateway makes allow all of them.
+// message. [EngineAuto] takes durable for one replica with sync_interval: always,
+// else async; the log and [RouteStats] say which. Sealed streams that the gateway makes allow all of them.
 //
 // # What stops a route
 //

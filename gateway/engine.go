@@ -15,8 +15,8 @@ import (
 type Engine int
 
 const (
-	// EngineAuto takes async: with batches, a reader that waits for the end of a
-	// stream was once seen to get its last messages only when the next one came.
+	// EngineAuto takes durable for a stream of one replica on file whose server
+	// syncs always, if the stream allows it, else async.
 	EngineAuto Engine = iota
 	// EngineFast publishes batches under the server's flow control, which needs
 	// allow_batched (server 2.14). It spares the server acknowledgements, but a
@@ -74,11 +74,13 @@ func chooseEngine(want Engine, c *jetstream.StreamConfig, sync time.Duration, ve
 	case EngineAsync:
 		return want, "set by the route", nil
 	}
-	why := "set by default"
-	if sync < 0 && c.Replicas <= 1 && c.Storage == jetstream.FileStorage && c.AllowAtomicPublish {
-		why += "; with one replica and sync_interval: always, engine: durable is faster"
+	switch always := sync < 0 && c.Replicas <= 1 && c.Storage == jetstream.FileStorage; {
+	case always && c.AllowAtomicPublish:
+		return EngineDurable, "one replica and sync_interval: always", nil
+	case always:
+		return EngineAsync, "the stream has no allow_atomic, which sync_interval: always calls for", nil
 	}
-	return EngineAsync, why, nil
+	return EngineAsync, "it waits for nothing", nil
 }
 
 // engine publishes sealed messages in order, each under the fence: every message

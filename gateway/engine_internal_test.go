@@ -31,11 +31,11 @@ func TestChooseEngine(t *testing.T) {
 		err           bool
 	}{
 		{want: EngineAuto, fast: true, durable: true, replicas: r1, sync: time.Minute, engine: EngineAsync},
-		{want: EngineAuto, fast: true, durable: true, replicas: r1, sync: SyncAlways, engine: EngineAsync},
+		{want: EngineAuto, fast: true, durable: true, replicas: r1, sync: SyncAlways, engine: EngineDurable},
 		{want: EngineAuto, fast: true, durable: true, replicas: r1, sync: SyncAlways, storage: jetstream.MemoryStorage, engine: EngineAsync},
 		{want: EngineAuto, fast: true, durable: true, replicas: r3, sync: SyncAlways, engine: EngineAsync},
 		{want: EngineAuto, fast: true, replicas: r1, sync: SyncAlways, engine: EngineAsync},
-		{want: EngineAuto, durable: true, replicas: r1, sync: SyncAlways, engine: EngineAsync},
+		{want: EngineAuto, durable: true, replicas: r1, sync: SyncAlways, engine: EngineDurable},
 		{want: EngineAuto, durable: true, replicas: r1, sync: time.Minute, engine: EngineAsync},
 		{want: EngineAuto, replicas: r1, sync: SyncAlways, engine: EngineAsync},
 		{want: EngineAuto, replicas: r3, sync: time.Minute, engine: EngineAsync},

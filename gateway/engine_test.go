@@ -65,7 +65,7 @@ func TestCreatedStreamServesEngines(t *testing.T) {
 		want    gateway.Engine
 	}{
 		"default":       {gateway.FileStorage, 0, gateway.EngineAsync},
-		"sync always":   {gateway.FileStorage, gateway.SyncAlways, gateway.EngineAsync},
+		"sync always":   {gateway.FileStorage, gateway.SyncAlways, gateway.EngineDurable},
 		"memory":        {gateway.MemoryStorage, gateway.SyncAlways, gateway.EngineAsync},
 		"sync interval": {gateway.FileStorage, time.Second, gateway.EngineAsync},
 	} {

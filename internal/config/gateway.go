@@ -56,7 +56,7 @@ type Route struct {
 	// the server's flow control and needs allow_batched (server 2.14); "durable"
 	// publishes atomic batches and needs allow_atomic (server 2.12), the fastest
 	// where one replica syncs always; "async" publishes message by message. "auto"
-	// is async. Default: auto.
+	// takes durable for one replica that syncs always, else async. Default: auto.
 	Engine EngineName `yaml:"engine"`
 	// Window is how many messages may await their acknowledgement, at most 16384;
 	// the durable engine does not use it. Default: 512.
