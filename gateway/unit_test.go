@@ -192,6 +192,31 @@ func TestParseReply(t *testing.T) {
 	}
 }
 
+// A heartbeat counts only if nothing it speaks of is missing here.
+func TestHeard(t *testing.T) {
+	heartbeat := func(delivered, looked string) nats.Header {
+		return nats.Header{headerLastConsumer: {delivered}, headerLastStream: {looked}}
+	}
+	p := puller{delivered: 5, looked: 50}
+	for _, c := range []struct {
+		header nats.Header
+		want   uint64
+	}{
+		{heartbeat("6", "60"), 50}, // one message is still to come, or lost
+		{heartbeat("4", "60"), 50},
+		{heartbeat("", "60"), 50},
+		{heartbeat("5", ""), 50},
+		{heartbeat("5", "-1"), 50},
+		{nats.Header{}, 50},
+		{heartbeat("5", "49"), 50},
+		{heartbeat("5", "60"), 60},
+	} {
+		if p.heard(c.header); p.looked != c.want {
+			t.Errorf("after %v: looked at %d, want %d", c.header, p.looked, c.want)
+		}
+	}
+}
+
 func TestPatterns(t *testing.T) {
 	patterns := []string{">", "a", "a.>", "a.*", "a.b", "*.b", "*.*", "a.b.c", "a.*.c", "b.>", "*", "*.>"}
 	subjects := []string{"a", "b", "a.b", "a.c", "b.b", "a.b.c", "a.x.c", "b.x.y.z"}
