@@ -4,8 +4,8 @@ import "time"
 
 // Tuning lets tests shorten a gateway's waits.
 type Tuning struct {
-	ClaimTTL, Heartbeat, AckTimeout, Tick, Key, KeySlow, Drain time.Duration
-	NoClaim                                                    bool
+	ClaimTTL, Heartbeat, AckTimeout, Tick, Key, KeySlow, Drain, Progress time.Duration
+	NoClaim                                                              bool
 }
 
 // Tune applies t before Run; zero fields stay as they are.
@@ -15,15 +15,17 @@ func (g *Gateway) Tune(t Tuning) {
 			*to = v
 		}
 	}
-	for _, w := range g.workers {
-		set(&w.tune.claimTTL, t.ClaimTTL)
-		set(&w.tune.heartbeat, t.Heartbeat)
-		set(&w.tune.ackTimeout, t.AckTimeout)
-		set(&w.tune.tick, t.Tick)
-		set(&w.tune.key, t.Key)
-		set(&w.tune.keySlow, t.KeySlow)
-		set(&w.tune.drain, t.Drain)
-		w.noClaim = t.NoClaim
+	set(&g.tune.claimTTL, t.ClaimTTL)
+	set(&g.tune.heartbeat, t.Heartbeat)
+	set(&g.tune.ackTimeout, t.AckTimeout)
+	set(&g.tune.tick, t.Tick)
+	set(&g.tune.key, t.Key)
+	set(&g.tune.keySlow, t.KeySlow)
+	set(&g.tune.drain, t.Drain)
+	set(&g.tune.progress, t.Progress)
+	for _, r := range g.runners {
+		w := r.relay.(*worker)
+		w.tune, w.noClaim = g.tune, t.NoClaim
 	}
 }
 

@@ -40,26 +40,41 @@ type Config struct {
 
 // Gateway runs routes. Stats may be called at any time, Run once.
 type Gateway struct {
-	workers []*worker
+	cfg     Config // without routes and keys
+	tune    tuning
+	log     *slog.Logger
+	metrics *instruments
 	started atomic.Bool
+
+	requests chan reconfiguration // to Run
+	wake     chan struct{}        // capacity 1: a route ended
+	ended    chan struct{}        // closed when Run returned
+	answers  map[string]uint64    // the last ResumeFrom of each route; of Run's goroutine
+
+	mu      sync.Mutex // guards what follows; once Run was called, only its goroutine writes
+	keys    Keys
+	runners []*runner // in the order of the configuration
 }
 
 // New checks cfg and makes a gateway. It does not block and asks no server.
 // Errors wrap [ErrConfig].
 func New(cfg Config) (*Gateway, error) {
-	if cfg.Keys == nil || len(cfg.Routes) == 0 {
-		return nil, fmt.Errorf("%w: a gateway needs keys and at least one route", ErrConfig)
+	if cfg.Keys == nil {
+		return nil, fmt.Errorf("%w: a gateway needs keys", ErrConfig)
 	}
-	tune := defaultTuning
+	g := &Gateway{
+		tune: defaultTuning, log: cfg.Logger, keys: cfg.Keys,
+		requests: make(chan reconfiguration), wake: make(chan struct{}, 1), ended: make(chan struct{}),
+		answers: make(map[string]uint64),
+	}
 	if cfg.ClaimTTL != 0 {
 		if cfg.ClaimTTL < time.Second {
 			return nil, fmt.Errorf("%w: claim TTL %v, at least 1s", ErrConfig, cfg.ClaimTTL)
 		}
-		tune.claimTTL = cfg.ClaimTTL
+		g.tune.claimTTL = cfg.ClaimTTL
 	}
-	log := cfg.Logger
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+	if g.log == nil {
+		g.log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Instance == "" {
 		host, err := os.Hostname()
@@ -68,14 +83,43 @@ func New(cfg Config) (*Gateway, error) {
 		}
 		cfg.Instance = fmt.Sprintf("%s-%d", host, os.Getpid())
 	}
-	instance := cfg.Instance + "-" + rand.Text()
-	inst, meter, err := newInstruments(cfg.MeterProvider)
+	cfg.Instance += "-" + rand.Text()
+	var meter metric.Meter
+	var err error
+	if g.metrics, meter, err = newInstruments(cfg.MeterProvider); err != nil {
+		return nil, err
+	}
+	routes, err := checkRoutes(cfg.Routes)
 	if err != nil {
 		return nil, err
 	}
-	g := &Gateway{}
+	cfg.Routes, cfg.Keys = nil, nil
+	g.cfg = cfg
+	for _, r := range routes {
+		g.answer(r)
+		n, err := g.newRunner(g.keys, r)
+		if err != nil {
+			return nil, err
+		}
+		g.runners = append(g.runners, n)
+	}
+	if cfg.MeterProvider != nil {
+		if err := g.observe(meter); err != nil {
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// checkRoutes checks routes by themselves and beside each other, and fills in
+// their defaults.
+func checkRoutes(routes []Route) ([]Route, error) {
+	if len(routes) == 0 {
+		return nil, fmt.Errorf("%w: a gateway needs at least one route", ErrConfig)
+	}
+	out := make([]Route, 0, len(routes))
 	names, streams := make(map[string]bool), make(map[*nats.Conn]map[string]bool)
-	for _, r := range cfg.Routes {
+	for _, r := range routes {
 		r, err := r.withDefaults()
 		if err != nil {
 			return nil, err
@@ -87,28 +131,40 @@ func New(cfg Config) (*Gateway, error) {
 			return nil, &RouteError{r.Name, fmt.Errorf("%w: route name and sealed stream belong to one route only", ErrConfig)}
 		}
 		names[r.Name], streams[r.Sealed.Conn][r.Sealed.Stream] = true, true
-		w := &worker{route: r, instance: instance, tune: tune, keys: cfg.Keys, log: log.With("route", r.Name), metrics: newRouteMetrics(inst, r.Name)}
-		if w.prefix, err = sealedPrefix(r.Sealed.Subject, r.Source.Subjects); err != nil {
-			return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
-		}
-		if w.sourceJS, err = jetstream.New(r.Source.Conn); err != nil {
-			return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
-		}
-		if w.sealedJS, err = jetstream.New(r.Sealed.Conn); err != nil {
-			return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
-		}
-		if cfg.TracerProvider != nil {
-			w.tracer, w.propagator = cfg.TracerProvider.Tracer(instrumentation), otel.GetTextMapPropagator()
-		}
-		w.board.s = RouteStats{Name: r.Name, State: StateIdle}
-		g.workers = append(g.workers, w)
+		out = append(out, r)
 	}
-	if cfg.MeterProvider != nil {
-		if err := g.observe(meter); err != nil {
-			return nil, err
-		}
+	return out, nil
+}
+
+// newRunner makes a runner of a route with defaults.
+func (g *Gateway) newRunner(keys Keys, r Route) (*runner, error) {
+	w, err := g.newWorker(keys, r)
+	if err != nil {
+		return nil, err
 	}
-	return g, nil
+	return &runner{route: r, relay: w, done: make(chan struct{})}, nil
+}
+
+func (g *Gateway) newWorker(keys Keys, r Route) (*worker, error) {
+	w := &worker{
+		route: r, instance: g.cfg.Instance, tune: g.tune, keys: keys, log: g.log.With("route", r.Name),
+		metrics: newRouteMetrics(g.metrics, r.Name),
+	}
+	var err error
+	if w.prefix, err = sealedPrefix(r.Sealed.Subject, r.Source.Subjects); err != nil {
+		return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
+	}
+	if w.sourceJS, err = jetstream.New(r.Source.Conn); err != nil {
+		return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
+	}
+	if w.sealedJS, err = jetstream.New(r.Sealed.Conn); err != nil {
+		return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
+	}
+	if g.cfg.TracerProvider != nil {
+		w.tracer, w.propagator = g.cfg.TracerProvider.Tracer(instrumentation), otel.GetTextMapPropagator()
+	}
+	w.board.s = RouteStats{Name: r.Name, State: StateIdle}
+	return w, nil
 }
 
 // Run relays until ctx ends, and then drains: it stops reading, waits for the
@@ -116,25 +172,55 @@ func New(cfg Config) (*Gateway, error) {
 // be released and gives up the claims. It then returns nil, or the [*RouteError]s
 // of the routes that had stopped, joined. One route's stop does not touch the
 // others; Run returns early only when all have stopped. It blocks, and may be
-// called once.
+// called once. [Gateway.Reconfigure] changes the routes meanwhile.
 func (g *Gateway) Run(ctx context.Context) error {
 	if g.started.Swap(true) {
 		return errors.New("gateway: Run was called before")
 	}
-	errs := make([]error, len(g.workers))
-	var wg sync.WaitGroup
-	for i, w := range g.workers {
-		wg.Go(func() { errs[i] = w.run(ctx) })
+	defer close(g.ended)
+	for _, r := range g.runners {
+		r.start(ctx, g.wake)
 	}
-	wg.Wait()
+	tick := time.NewTicker(g.tune.progress)
+	defer tick.Stop()
+	for !g.over() {
+		select {
+		case <-g.wake:
+		case q := <-g.requests:
+			c, err := g.reconfigure(ctx, q)
+			q.answer <- reconfigured{c, err}
+		case now := <-tick.C:
+			for _, r := range g.runners {
+				r.catch.look(r.relay.stats(), now, g.log.With("route", r.route.Name))
+			}
+		}
+	}
+	var errs []error
+	for _, r := range g.runners {
+		r.cancel()
+		errs = append(errs, r.err)
+	}
 	return errors.Join(errs...)
+}
+
+// over reports whether every route ended.
+func (g *Gateway) over() bool {
+	for _, r := range g.runners {
+		if !r.ended() {
+			return false
+		}
+	}
+	return true
 }
 
 // Stats returns a snapshot of every route, in the order of the configuration.
 func (g *Gateway) Stats() []RouteStats {
-	out := make([]RouteStats, len(g.workers))
-	for i, w := range g.workers {
-		out[i] = w.board.get()
+	g.mu.Lock()
+	runners := g.runners
+	g.mu.Unlock()
+	out := make([]RouteStats, len(runners))
+	for i, r := range runners {
+		out[i] = r.stats()
 	}
 	return out
 }

@@ -59,6 +59,10 @@ func (g *Gateway) observe(m metric.Meter) error {
 	if err != nil {
 		return fmt.Errorf("creating gauge: %w", err)
 	}
+	backlog, err := m.Int64ObservableGauge("keyweir.gateway.backlog", metric.WithUnit("{message}"), metric.WithDescription("Source messages that waited when the route began to catch up; 0 while it keeps up."))
+	if err != nil {
+		return fmt.Errorf("creating gauge: %w", err)
+	}
 	state, err := m.Int64ObservableGauge("keyweir.gateway.state", metric.WithUnit("1"), metric.WithDescription("1 for the state the route is in."))
 	if err != nil {
 		return fmt.Errorf("creating gauge: %w", err)
@@ -67,10 +71,11 @@ func (g *Gateway) observe(m metric.Meter) error {
 		for _, s := range g.Stats() {
 			route := attribute.String("route", s.Name)
 			o.ObserveInt64(lag, int64(s.Lag), metric.WithAttributes(route))
+			o.ObserveInt64(backlog, int64(s.Backlog), metric.WithAttributes(route))
 			o.ObserveInt64(state, 1, metric.WithAttributes(route, attribute.String("state", s.State.String())))
 		}
 		return nil
-	}, lag, state)
+	}, lag, backlog, state)
 	if err != nil {
 		return fmt.Errorf("registering gauges: %w", err)
 	}

@@ -30,6 +30,7 @@ type reader struct {
 	name  string
 	from  uint64   // source sequence behind which it begins
 	queue bool     // messages are acknowledged one by one
+	waits uint64   // messages that matched and waited when it was made
 	old   []string // interest: consumers of earlier tenures, to be deleted after the release lag
 }
 
@@ -67,31 +68,32 @@ func (w *worker) openReader(ctx context.Context, info *jetstream.StreamInfo, cur
 	} else {
 		cfg.AckPolicy, cfg.MemoryStorage, cfg.Replicas, cfg.InactiveThreshold = jetstream.AckNonePolicy, true, 1, inactive
 	}
-	if err := w.createConsumer(ctx, cfg); err != nil {
+	var err error
+	if r.waits, err = w.createConsumer(ctx, cfg); err != nil {
 		return nil, err
 	}
-	var err error
 	if r.puller, err = newPuller(w.route.Source.Conn, w.route.Source.Stream, r.name, w.tune.heartbeat); err != nil {
 		return nil, err
 	}
 	return r, nil
 }
 
-func (w *worker) createConsumer(ctx context.Context, cfg jetstream.ConsumerConfig) error {
+// createConsumer returns how many messages the new consumer will deliver by now.
+func (w *worker) createConsumer(ctx context.Context, cfg jetstream.ConsumerConfig) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	_, err := w.sourceJS.CreateConsumer(ctx, w.route.Source.Stream, cfg)
+	c, err := w.sourceJS.CreateConsumer(ctx, w.route.Source.Stream, cfg)
 	if err == nil {
-		return nil
+		return c.CachedInfo().NumPending, nil
 	}
 	var api *jetstream.APIError
 	if errors.As(err, &api) && (api.ErrorCode == errCodeWQFilters || api.ErrorCode == errCodeWQUnfiltered) {
 		// Ours were deleted; perhaps a racing instance has made one since.
 		if own, oerr := w.ownConsumers(ctx); oerr == nil && len(own) == 0 {
-			return fmt.Errorf("%w: stream %s is a work queue and another consumer takes the same subjects: %v", ErrSource, w.route.Source.Stream, err)
+			return 0, fmt.Errorf("%w: stream %s is a work queue and another consumer takes the same subjects: %v", ErrSource, w.route.Source.Stream, err)
 		}
 	}
-	return fmt.Errorf("creating consumer: %w", err)
+	return 0, fmt.Errorf("creating consumer: %w", err)
 }
 
 // Errors of the server that nats.go does not name.

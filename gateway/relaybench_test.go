@@ -43,7 +43,7 @@ func BenchmarkRelay(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				g.workers[0].tune.tick = 5 * time.Millisecond // shows when it is done
+				g.Tune(Tuning{Tick: 5 * time.Millisecond}) // shows when it is done
 				ctx, cancel := context.WithCancel(context.Background())
 				done := make(chan error, 1)
 				b.SetBytes(int64(len(payload)))

@@ -44,9 +44,15 @@ type RouteStats struct {
 	Released uint64
 	// Lag is how many source messages wait, as last seen.
 	Lag uint64
+	// Backlog is how many source messages waited when the route began to catch up:
+	// from a lag of 10,000 on, until it is below 1,000. It is 0 while the route
+	// keeps up. BacklogSealed of them, or of those that came later, are sealed.
+	Backlog, BacklogSealed uint64
+	// Rate is how many messages a second were sealed of late; 0: not known yet.
+	Rate float64
 	// Messages and Bytes (of payload) were sealed and acknowledged by this
-	// instance since it started; a message sealed again after a failed attempt
-	// counts once.
+	// instance since the route started here; a message sealed again after a failed
+	// attempt counts once.
 	Messages, Bytes uint64
 	// Lost counts source messages that limits removed before they were sealed.
 	Lost uint64

@@ -68,6 +68,8 @@ func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jet
 		t.reader.close()
 		w.dropReader(after, t.reader)
 	}()
+	t.pending = t.reader.waits
+	w.board.update(func(s *RouteStats) { s.Lag = t.pending })
 
 	maxSize := int(w.route.Sealed.Conn.MaxPayload())
 	if m := int(d.config.MaxMsgSize); m > 0 {

@@ -27,13 +27,14 @@ type tuning struct {
 	key, keyMax       time.Duration // between questions for a key
 	keySlow, keySlowM time.Duration // the same where an operator has to act
 	drain             time.Duration // for the last acknowledgements at shutdown
+	progress          time.Duration // between reports while a route catches up
 }
 
 var defaultTuning = tuning{
 	claimTTL: 10 * time.Second, heartbeat: 5 * time.Second, ackTimeout: 10 * time.Second, tick: time.Second,
 	retry: 50 * time.Millisecond, retryMax: 5 * time.Second,
 	key: 250 * time.Millisecond, keyMax: 5 * time.Second, keySlow: 2 * time.Second, keySlowM: 30 * time.Second,
-	drain: 10 * time.Second,
+	drain: 10 * time.Second, progress: 5 * time.Second,
 }
 
 // worker relays one partition of a route (there is one, number 0). Everything
@@ -60,6 +61,10 @@ type worker struct {
 	openings           int    // of the source, in this process
 	resumed            bool   // ResumeFrom was used
 }
+
+var _ relay = (*worker)(nil)
+
+func (w *worker) stats() RouteStats { return w.board.get() }
 
 // run relays until ctx ends (nil) or the route stops (*RouteError).
 func (w *worker) run(ctx context.Context) error {
