@@ -22,7 +22,7 @@ type asyncEngine struct {
 }
 
 func newAsync(cfg engineConfig) (*asyncEngine, error) {
-	e := &asyncEngine{signer: cfg.signer, msg: newMessage(cfg.stream)}
+	e := &asyncEngine{signer: cfg.signer, msg: newMessage(&cfg)}
 	e.msg.Reply = cfg.nc.NewInbox()
 	e.init(&cfg, cfg.window)
 	if err := e.listen(e.msg.Reply, cfg.ackTimeout, e.receive); err != nil {

@@ -15,7 +15,11 @@ const (
 	MetadataMode  = "keyweir-mode"
 	MetadataRoute = "keyweir-route"
 
-	ModeRelayed = "relayed" // one fenced writer
+	// MetadataFrom names the sealed stream that an unsealed one comes from.
+	MetadataFrom = "keyweir-unsealed-from"
+
+	ModeRelayed  = "relayed"  // one fenced writer
+	ModeUnsealed = "unsealed" // plaintext again, one fenced writer
 )
 
 // refusals are the settings under which a sealed stream cannot keep the promise
@@ -74,9 +78,13 @@ func createDestination(ctx context.Context, js jetstream.JetStream, r *Route, pr
 	c := r.Sealed.Create
 	cfg := jetstream.StreamConfig{
 		Name: r.Sealed.Stream, Description: "sealed by Keyweir, route " + r.Name,
-		Subjects: sealedPatterns(prefix, r.Source.Subjects),
+		Subjects: r.targets(prefix),
 		Replicas: max(c.Replicas, 1), MaxAge: c.MaxAge, MaxBytes: -1, AllowDirect: true,
-		Metadata: map[string]string{MetadataMode: ModeRelayed, MetadataRoute: r.Name},
+		Metadata: map[string]string{MetadataMode: r.mode(), MetadataRoute: r.Name},
+	}
+	if r.unseal != nil {
+		cfg.Description = "unsealed by Keyweir, route " + r.Name
+		cfg.Metadata[MetadataFrom] = r.Source.Stream
 	}
 	if c.MaxBytes > 0 {
 		cfg.MaxBytes = c.MaxBytes
@@ -124,10 +132,10 @@ func checkDestination(c *jetstream.StreamConfig, r *Route, prefix string) error 
 		}
 	}
 	mode, route := c.Metadata[MetadataMode], c.Metadata[MetadataRoute]
-	if mode != ModeRelayed || route != r.Name {
-		return fmt.Errorf("%w: stream %s has the metadata %s=%q, %s=%q, want %q and %q", ErrDestination, c.Name, MetadataMode, mode, MetadataRoute, route, ModeRelayed, r.Name)
+	if mode != r.mode() || route != r.Name {
+		return fmt.Errorf("%w: stream %s has the metadata %s=%q, %s=%q, want %q and %q", ErrDestination, c.Name, MetadataMode, mode, MetadataRoute, route, r.mode(), r.Name)
 	}
-	if want := sealedPatterns(prefix, r.Source.Subjects); !covered(c.Subjects, want) {
+	if want := r.targets(prefix); !covered(c.Subjects, want) {
 		return fmt.Errorf("%w: stream %s takes %s, the route publishes to %s", ErrDestination, c.Name, strings.Join(c.Subjects, ", "), strings.Join(want, ", "))
 	}
 	return nil

@@ -75,7 +75,7 @@ func (b *batch) reset() {
 func newDurable(cfg engineConfig, limits batchLimits) (*durableEngine, error) {
 	e := &durableEngine{
 		stream: cfg.stream, signer: cfg.signer, limits: limits, patience: cfg.ackTimeout / 2, pause: 20 * time.Millisecond,
-		msg: newMessage(cfg.stream), inbox: cfg.nc.NewInbox(),
+		msg: newMessage(&cfg), inbox: cfg.nc.NewInbox(),
 		answers: make(chan *nats.Msg, 16), kick: make(chan struct{}, 1), fill: &batch{},
 	}
 	e.init(&cfg, 2*limits.count) // one batch fills, one is in flight

@@ -117,6 +117,7 @@ type engineConfig struct {
 	lastSeq    uint64 // the first message must follow it
 	window     int    // messages that may await their acknowledgement
 	ackTimeout time.Duration
+	plain      bool                     // what is stored is no envelope
 	onAck      func(took time.Duration) // one at a time is measured; nil: nobody wants to know
 }
 

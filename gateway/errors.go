@@ -44,6 +44,11 @@ var (
 	ErrTooLarge = errors.New("gateway: message too large once sealed")
 	// ErrHeaders: one message has more headers than an envelope can carry.
 	ErrHeaders = errors.New("gateway: too many headers")
+	// ErrUndecryptable: one sealed message does not open, or its plaintext cannot
+	// be stored as it was published. Only routes that open return it, see [Unseal].
+	ErrUndecryptable = errors.New("gateway: message cannot be unsealed")
+	// ErrPark: the stream of parked messages is missing or does not take them.
+	ErrPark = errors.New("gateway: cannot park messages")
 	// ErrConnection: a connection of the route was closed for good.
 	ErrConnection = errors.New("gateway: connection closed")
 )
@@ -54,8 +59,9 @@ var (
 	// stored first: somebody else relays this route. The worker reads the
 	// position again; nothing was stored twice.
 	ErrFenced = errors.New("gateway: refused by the fence, another writer was first")
-	// ErrKeys: the key service gave no key to seal with. The route waits.
-	ErrKeys = errors.New("gateway: no key to seal with")
+	// ErrKeys: the key service gave no key to seal with, or to open with. The route
+	// waits.
+	ErrKeys = errors.New("gateway: no key")
 
 	errAckLost     = errors.New("gateway: acknowledgement lost")
 	errClaimLost   = errors.New("gateway: claim lost")
@@ -88,6 +94,8 @@ var hints = []struct {
 	err  error
 	text string
 }{
+	{ErrUndecryptable, "keyweir inspect shows what is stored there; set on_undecryptable: park to put such messages aside, still sealed, and go on"},
+	{ErrPark, "make the stream of parked messages, or correct the park section of the route"},
 	{ErrSourceChanged, "find out who recreated or restored the source stream; then name the first source sequence to seal with --resume-from"},
 	{ErrSourceGap, "the messages are gone; to go on, set on_source_gap: continue, or name the first source sequence to seal with --resume-from"},
 	{ErrPosition, "check who else may publish to the sealed subjects or delete from the sealed stream; then name the first source sequence to seal with --resume-from"},
@@ -105,7 +113,7 @@ var hints = []struct {
 
 var stopping = []error{
 	ErrConfig, ErrSource, ErrDestination, ErrEngine, ErrSourceChanged, ErrSourceGap, ErrPosition, ErrNoStart, ErrTooLarge,
-	ErrHeaders, ErrConnection, nats.ErrConnectionClosed, keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported,
+	ErrHeaders, ErrUndecryptable, ErrPark, ErrConnection, nats.ErrConnectionClosed, keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported,
 }
 
 // stops reports whether err ends the route rather than the attempt.

@@ -74,7 +74,7 @@ const (
 
 func newFast(cfg engineConfig) (*fastEngine, error) {
 	e := &fastEngine{
-		signer: cfg.signer, msg: newMessage(cfg.stream), inbox: cfg.nc.NewInbox(), id: rand.Text(),
+		signer: cfg.signer, msg: newMessage(&cfg), inbox: cfg.nc.NewInbox(), id: rand.Text(),
 		flow: uint64(min(max(cfg.window/4, 1), maxFlow)), quiet: fastQuiet,
 	}
 	e.init(&cfg, cfg.window)

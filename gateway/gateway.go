@@ -151,7 +151,7 @@ func (g *Gateway) newWorker(keys Keys, r Route) (*worker, error) {
 		metrics: newRouteMetrics(g.metrics, r.Name),
 	}
 	var err error
-	if w.prefix, err = sealedPrefix(r.Sealed.Subject, r.Source.Subjects); err != nil {
+	if w.prefix, err = r.prefix(); err != nil {
 		return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
 	}
 	if w.sourceJS, err = jetstream.New(r.Source.Conn); err != nil {

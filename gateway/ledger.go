@@ -227,11 +227,15 @@ func (l *ledger) settle(ctx context.Context, open func() bool) error {
 // it publishes.
 type message struct{ nats.Msg }
 
-func newMessage(stream string) message {
-	return message{nats.Msg{Header: nats.Header{
+func newMessage(cfg *engineConfig) message {
+	h := nats.Header{
 		HeaderVersion: {"1"}, HeaderSource: {""},
-		jetstream.ExpectedStreamHeader: {stream}, jetstream.ExpectedLastSeqHeader: {""},
-	}}}
+		jetstream.ExpectedStreamHeader: {cfg.stream}, jetstream.ExpectedLastSeqHeader: {""},
+	}
+	if cfg.plain {
+		delete(h, HeaderVersion)
+	}
+	return message{nats.Msg{Header: h}}
 }
 
 // send publishes with more headers, which it takes out again.

@@ -38,6 +38,8 @@ type Route struct {
 	// Window is how many messages may await their acknowledgement: 1 to 16384;
 	// zero: 512. EngineDurable does not use it: it has up to two batches of 1,000.
 	Window int
+
+	unseal *unsealing // set where the route opens instead of sealing
 }
 
 // Source says what is read.
@@ -236,11 +238,17 @@ var (
 // withDefaults checks r and fills in what zero values stand for. The result
 // shares nothing that the caller could change.
 func (r Route) withDefaults() (Route, error) {
+	if r.unseal != nil {
+		return r.unsealDefaults()
+	}
 	fail := func(format string, args ...any) (Route, error) {
 		return Route{}, &RouteError{r.Name, fmt.Errorf("%w: "+format, append([]any{ErrConfig}, args...)...)}
 	}
 	if !routeName.MatchString(r.Name) {
 		return fail("name %q, want 1 to 64 of A-Z a-z 0-9 _ -", r.Name)
+	}
+	if strings.HasPrefix(r.Name, unsealPrefix) {
+		return fail("name %q: names beginning with %s are those of routes that open", r.Name, unsealPrefix)
 	}
 	if r.Source.Conn == nil || r.Sealed.Conn == nil {
 		return fail("source and sealed need a connection each")

@@ -14,7 +14,7 @@ const (
 	StateWaiting                   // another instance holds the claim
 	StateStarting                  // finding the position, opening the source
 	StateRunning
-	StatePaused   // no key to seal with; retried
+	StatePaused   // no key to seal or open with; retried
 	StateRetrying // an attempt failed; the next one comes after a pause
 	StateStopped  // for good, see LastError
 )
@@ -54,6 +54,9 @@ type RouteStats struct {
 	// instance since the route started here; a message sealed again after a failed
 	// attempt counts once.
 	Messages, Bytes uint64
+	// Parked counts messages that were put aside by this instance because they do
+	// not open, see [Unseal].
+	Parked uint64
 	// Lost counts source messages that limits removed before they were sealed.
 	Lost uint64
 	// LastError is the last error and LastErrorAt when; nil if there was none. A

@@ -42,8 +42,13 @@ func sealedPatterns(prefix string, source []string) []string {
 }
 
 func overlapsSource(prefix string, source []string) bool {
-	for _, p := range sealedPatterns(prefix, source) {
-		for _, s := range source {
+	return anyOverlap(sealedPatterns(prefix, source), source)
+}
+
+// anyOverlap reports whether some subject matches a pattern of a and one of b.
+func anyOverlap(a, b []string) bool {
+	for _, p := range a {
+		for _, s := range b {
 			if patternsOverlap(p, s) {
 				return true
 			}

@@ -37,7 +37,7 @@ type tenure struct {
 	published uint64 // last sealed sequence given out
 	handed    uint64 // last source sequence published, or covered at take-over
 	reader    *reader
-	sealer    *sealer
+	turn      transform // sealing, or opening
 	releaser  *releaser
 	pending   uint64
 	barren    *pause // between openings of the source that bring no message; nil after one did
@@ -75,13 +75,10 @@ func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jet
 	if m := int(d.config.MaxMsgSize); m > 0 {
 		maxSize = min(maxSize, m)
 	}
-	t.sealer = &sealer{
-		keys: w.ring, pass: w.route.PassHeaders, chain: t.place.chain, maxSize: maxSize, fixed: engineHeaderSize(d.config.Name),
-		tracer: w.tracer, propagator: w.propagator,
-	}
+	t.turn = w.newTransform(t.place.chain, maxSize, engineHeaderSize(d.config.Name))
 	cfg := engineConfig{
 		nc: w.route.Sealed.Conn, stream: d.config.Name, signer: newSigner(w.routeKey, &w.home, t.place.chain, t.place.created),
-		lastSeq: t.place.lastSeq, window: w.route.Window, ackTimeout: w.tune.ackTimeout,
+		lastSeq: t.place.lastSeq, window: w.route.Window, ackTimeout: w.tune.ackTimeout, plain: w.route.unseal != nil,
 	}
 	if w.metrics.timesPublish() {
 		cfg.onAck = w.metrics.publishTook
@@ -248,10 +245,10 @@ func (t *tenure) relay(ctx context.Context, items []item) error {
 	p, slow := newPause(w.tune.key, w.tune.keyMax), newPause(w.tune.keySlow, w.tune.keySlowM)
 	paused := false
 	for len(items) > 0 {
-		ready, kerr := w.ring.prepare(ctx, items)
+		ready, kerr := t.turn.prepare(ctx, items)
 		if ready > 0 && paused {
 			paused = false
-			w.log.Info("sealing again")
+			w.log.Info("going on")
 			w.board.state(StateRunning)
 			p.reset()
 			slow.reset()
@@ -265,13 +262,19 @@ func (t *tenure) relay(ctx context.Context, items []item) error {
 			return err
 		case kerr == nil:
 			continue
+		case w.route.unseal.parks(kerr):
+			if err := t.park(ctx, &items[0], gaps[items[0].seq], kerr); err != nil {
+				return err
+			}
+			items = items[1:]
+			continue
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case stops(kerr):
 			return fmt.Errorf("message %d on %s: %w", items[0].seq, items[0].msg.Subject, kerr)
 		}
 		if !paused {
-			w.log.Warn("no key to seal with, waiting", "sequence", items[0].seq, "error", kerr)
+			w.log.Warn("no key, waiting", "sequence", items[0].seq, "error", kerr)
 		}
 		paused = true
 		w.board.failed(StatePaused, kerr)
@@ -317,7 +320,7 @@ func (t *tenure) seal(ctx context.Context, items []item, gaps map[uint64]uint64)
 		}
 		gap := t.gap + gaps[it.seq]
 		now := time.Now()
-		out, err := t.sealer.seal(it, t.cursor.previous, gap, now)
+		out, err := t.turn.transform(it, t.cursor.previous, gap, now)
 		if err != nil {
 			return i, err
 		}

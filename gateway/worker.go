@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -185,7 +186,7 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 			return w.keyPause(ctx, fmt.Errorf("%w: asking for the route key: %w", ErrKeys, err))
 		}
 	}
-	if w.ring.rules == nil {
+	if w.route.unseal == nil && w.ring.rules == nil {
 		if err := w.ring.loadRules(ctx); err != nil {
 			return w.keyPause(ctx, err)
 		}
@@ -215,6 +216,9 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 		return err
 	}
 	if err := w.checkCycle(ctx, info); err != nil {
+		return err
+	}
+	if err := w.route.unseal.checkPark(ctx); err != nil {
 		return err
 	}
 	p, err := w.recoverPlace(ctx, d, rec, recErr, info)
@@ -252,13 +256,11 @@ func (w *worker) keyPause(ctx context.Context, err error) error {
 // Whether both streams are in one account shows when the source stream, with the
 // same creation time, is there on the sealed side too.
 func (w *worker) checkCycle(ctx context.Context, info *jetstream.StreamInfo) error {
-	overlap := overlapsSource(w.prefix, w.route.Source.Subjects)
-	for _, s := range info.Config.Subjects {
-		for _, p := range sealedPatterns(w.prefix, w.route.Source.Subjects) {
-			overlap = overlap || patternsOverlap(s, p)
-		}
+	targets := w.route.targets(w.prefix)
+	if err := checkOwnOutput(&info.Config, w.route.Sealed.Stream); err != nil {
+		return err
 	}
-	if !overlap {
+	if !anyOverlap(targets, w.route.Source.Subjects) && !anyOverlap(targets, info.Config.Subjects) {
 		return nil
 	}
 	other, err := streamInfo(ctx, w.sealedJS, w.route.Source.Stream)
@@ -269,7 +271,7 @@ func (w *worker) checkCycle(ctx context.Context, info *jetstream.StreamInfo) err
 		return err
 	}
 	if other.Created.Equal(info.Created) {
-		return fmt.Errorf("%w: stream %s also takes the sealed subjects %s>: the route would relay its own output", ErrSource, info.Config.Name, w.prefix)
+		return fmt.Errorf("%w: stream %s also takes %s: the route would relay its own output", ErrSource, info.Config.Name, strings.Join(targets, ", "))
 	}
 	return nil
 }

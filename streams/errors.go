@@ -102,7 +102,9 @@ func Verdict(err error) Action {
 	return Retry
 }
 
-func code(err error) string {
+// Code names the class of an error in one word, as dead letters do: "tampered",
+// "plaintext", "denied" and so on, "other" for errors from elsewhere.
+func Code(err error) string {
 	for _, c := range classes {
 		if errors.Is(err, c.err) {
 			return c.code

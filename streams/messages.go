@@ -254,7 +254,7 @@ func (r *reading) undecryptable(ctx context.Context, raw jetstream.Msg, oe *Open
 		if !r.src.acks {
 			return nil
 		}
-		if err := raw.TermWithReason("keyweir: " + code(oe.Err)); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+		if err := raw.TermWithReason("keyweir: " + Code(oe.Err)); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
 			return fmt.Errorf("terminating message: %w", err)
 		}
 		return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyweir/keyweir/internal/envelope"
+	"github.com/keyweir/keyweir/keysvc"
 )
 
 // Config says what an [Opener] reads and how. Keys is required; all other zero
@@ -155,6 +156,23 @@ func (o *Opener) OpenRaw(ctx context.Context, stream string, m *jetstream.RawStr
 	}
 	meta := &jetstream.MsgMetadata{Stream: stream, Timestamp: m.Time, Sequence: jetstream.SequencePair{Stream: m.Sequence}}
 	return &Message{meta: meta, body: body}, nil
+}
+
+// Prefetch asks for the keys of sealed messages that the Opener does not hold yet,
+// as many in one call as the key service takes, and waits for them. It is for
+// programs that open many messages one by one; a failure shows when they do.
+func (o *Opener) Prefetch(ctx context.Context, sealed [][]byte) {
+	var ws []want
+	seen := make(map[envelope.KeyID]bool)
+	for _, b := range sealed {
+		if _, w, err := o.parse(b); err == nil && !seen[w.id] && !o.cache.holds(w) {
+			seen[w.id] = true
+			ws = append(ws, w)
+		}
+	}
+	for chunk := range slices.Chunk(ws, keysvc.MaxBatch) {
+		o.cache.prefetch(ctx, chunk)
+	}
 }
 
 // OpenBytes opens an envelope that did not travel as a message. location is the

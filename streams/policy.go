@@ -103,7 +103,7 @@ func (p *Policy) park(ctx context.Context, s *source, m jetstream.Msg, oe *OpenE
 			out.Header[name] = append([]string(nil), values...)
 		}
 	}
-	out.Header.Set(HeaderError, code(oe.Err))
+	out.Header.Set(HeaderError, Code(oe.Err))
 	out.Header.Set(HeaderStream, oe.Stream)
 	out.Header.Set(HeaderSequence, strconv.FormatUint(oe.Sequence, 10))
 	out.Header.Set(HeaderSubject, oe.Subject)

@@ -18,8 +18,8 @@ import (
 func (f *File) check() error {
 	c := checker{File: f}
 	c.token("service", f.Service)
-	if f.Gateway == nil && f.Keysvc == nil {
-		c.fail("", "neither a gateway nor a keysvc section: nothing to do")
+	if f.Gateway == nil && f.Keysvc == nil && f.Unseal == nil {
+		c.fail("", "neither a gateway nor a keysvc nor an unseal section: nothing to do")
 	}
 	if len(f.NATS) == 0 {
 		c.fail("nats", "at least one connection is required")
@@ -32,6 +32,9 @@ func (f *File) check() error {
 	}
 	if f.Keysvc != nil {
 		c.keysvc("keysvc", f.Keysvc)
+	}
+	if f.Unseal != nil {
+		c.unseal("unseal", f.Unseal)
 	}
 	c.telemetry("telemetry", f.Telemetry)
 	return errors.Join(c.errs...)

@@ -1,7 +1,7 @@
 package config
 
 // File is a whole configuration file. One file may configure a gateway, a key
-// service, or both; each process reads only what it needs.
+// service, an unsealing process, or all of them; each reads only what it needs.
 type File struct {
 	// Service is the name of the key service, one token of a NATS subject. It
 	// stands in the subjects of its requests (keyweir.v1.<service>.<op>).
@@ -11,6 +11,8 @@ type File struct {
 	Gateway *Gateway `yaml:"gateway"`
 	// Keysvc configures "keyweir keysvc".
 	Keysvc *Keysvc `yaml:"keysvc"`
+	// Unseal configures "keyweir unseal".
+	Unseal *Unseal `yaml:"unseal"`
 	// NATS names the servers that the other sections refer to. At least one.
 	NATS map[string]Connection `yaml:"nats"`
 	// Telemetry says where logs, metrics and traces go.

@@ -14,7 +14,7 @@ import (
 
 // manual is the source of the types, whose doc comments describe the schema.
 //
-//go:embed file.go gateway.go keysvc.go
+//go:embed file.go gateway.go keysvc.go unseal.go
 var manual embed.FS
 
 // Schema returns the JSON schema (draft 2020-12) of a configuration file,

@@ -35,6 +35,9 @@ func (f *File) CheckSecrets() error {
 	if f.Gateway != nil {
 		identity("gateway.identity", f.Gateway.Identity, nkeys.PrefixByteUser, "an identity (SU...)")
 	}
+	if f.Unseal != nil {
+		identity("unseal.identity", f.Unseal.Identity, nkeys.PrefixByteUser, "an identity (SU...)")
+	}
 	if f.Keysvc != nil {
 		identity("keysvc.identity", f.Keysvc.Identity, nkeys.PrefixByteServer, "a service (SN...)")
 	}
