@@ -19,6 +19,7 @@ const (
 	MetadataFrom = "keyweir-unsealed-from"
 
 	ModeRelayed  = "relayed"  // one fenced writer
+	ModeOpen     = "open"     // core ingest routes and applications that seal, any number
 	ModeUnsealed = "unsealed" // plaintext again, one fenced writer
 )
 
@@ -86,6 +87,10 @@ func createDestination(ctx context.Context, js jetstream.JetStream, r *Route, pr
 		cfg.Description = "unsealed by Keyweir, route " + r.Name
 		cfg.Metadata[MetadataFrom] = r.Source.Stream
 	}
+	if r.Ingest != nil {
+		delete(cfg.Metadata, MetadataRoute) // others may write, too
+		cfg.AllowMsgTTL = r.Ingest.AllowTTL
+	}
 	if c.MaxBytes > 0 {
 		cfg.MaxBytes = c.MaxBytes
 	}
@@ -132,8 +137,11 @@ func checkDestination(c *jetstream.StreamConfig, r *Route, prefix string) error 
 		}
 	}
 	mode, route := c.Metadata[MetadataMode], c.Metadata[MetadataRoute]
-	if mode != r.mode() || route != r.Name {
+	if mode != r.mode() || r.Ingest == nil && route != r.Name {
 		return fmt.Errorf("%w: stream %s has the metadata %s=%q, %s=%q, want %q and %q", ErrDestination, c.Name, MetadataMode, mode, MetadataRoute, route, r.mode(), r.Name)
+	}
+	if r.Ingest != nil && r.Ingest.AllowTTL && !c.AllowMsgTTL {
+		return fmt.Errorf("%w: stream %s has no allow_msg_ttl, which the route grants (allow_ttl)", ErrDestination, c.Name)
 	}
 	if want := r.targets(prefix); !covered(c.Subjects, want) {
 		return fmt.Errorf("%w: stream %s takes %s, the route publishes to %s", ErrDestination, c.Name, strings.Join(c.Subjects, ", "), strings.Join(want, ", "))

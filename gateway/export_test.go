@@ -24,8 +24,13 @@ func (g *Gateway) Tune(t Tuning) {
 	set(&g.tune.drain, t.Drain)
 	set(&g.tune.progress, t.Progress)
 	for _, r := range g.runners {
-		w := r.relay.(*worker)
-		w.tune, w.noClaim = g.tune, t.NoClaim
+		switch w := r.relay.(type) {
+		case *worker:
+			w.tune, w.noClaim = g.tune, t.NoClaim
+		case *ingest:
+			w.tune = g.tune
+			set(&w.recheck, t.Tick)
+		}
 	}
 }
 

@@ -54,6 +54,8 @@ type Gateway struct {
 	mu      sync.Mutex // guards what follows; once Run was called, only its goroutine writes
 	keys    Keys
 	runners []*runner // in the order of the configuration
+
+	guard atomic.Pointer[[]string] // subjects that core ingest must not answer to, see guardReplies
 }
 
 // New checks cfg and makes a gateway. It does not block and asks no server.
@@ -103,6 +105,7 @@ func New(cfg Config) (*Gateway, error) {
 		}
 		g.runners = append(g.runners, n)
 	}
+	g.guardReplies()
 	if cfg.MeterProvider != nil {
 		if err := g.observe(meter); err != nil {
 			return nil, err
@@ -127,17 +130,25 @@ func checkRoutes(routes []Route) ([]Route, error) {
 		if streams[r.Sealed.Conn] == nil {
 			streams[r.Sealed.Conn] = make(map[string]bool)
 		}
-		if names[r.Name] || streams[r.Sealed.Conn][r.Sealed.Stream] {
+		open, taken := streams[r.Sealed.Conn][r.Sealed.Stream]
+		if names[r.Name] || taken && !(open && r.Ingest != nil) {
 			return nil, &RouteError{r.Name, fmt.Errorf("%w: route name and sealed stream belong to one route only", ErrConfig)}
 		}
-		names[r.Name], streams[r.Sealed.Conn][r.Sealed.Stream] = true, true
+		names[r.Name], streams[r.Sealed.Conn][r.Sealed.Stream] = true, r.Ingest != nil
 		out = append(out, r)
 	}
-	return out, nil
+	return out, checkIngests(out)
 }
 
 // newRunner makes a runner of a route with defaults.
 func (g *Gateway) newRunner(keys Keys, r Route) (*runner, error) {
+	if r.Ingest != nil {
+		in, err := g.newIngest(keys, r)
+		if err != nil {
+			return nil, err
+		}
+		return &runner{route: r, relay: in, done: make(chan struct{})}, nil
+	}
 	w, err := g.newWorker(keys, r)
 	if err != nil {
 		return nil, err

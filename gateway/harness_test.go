@@ -56,11 +56,15 @@ func newFixture(t *testing.T, cfg jetstream.StreamConfig, opts ...natstest.Optio
 		Source: gateway.Source{Conn: nc, Stream: source, Subjects: []string{"in.>"}, AfterSeal: gateway.AfterSealKeep, Start: gateway.StartFirst()},
 		Sealed: gateway.Sealed{Conn: nc, Stream: sealed, Subject: "sealed.>", Create: &gateway.CreateSealed{}, SyncInterval: gateway.SyncAlways},
 	}
-	f.log = slog.New(slog.DiscardHandler)
-	if testing.Verbose() {
-		f.log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
+	f.log = testLogger(t)
 	return f
+}
+
+func testLogger(t *testing.T) *slog.Logger {
+	if testing.Verbose() {
+		return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(slog.DiscardHandler)
 }
 
 // eachEngine runs a test for every engine, one after the other.

@@ -79,7 +79,7 @@ func (g *Gateway) observe(m metric.Meter) error {
 	if err != nil {
 		return fmt.Errorf("registering gauges: %w", err)
 	}
-	return nil
+	return g.observeIngest(m)
 }
 
 // routeMetrics reports for one route. Attribute sets are made once.

@@ -117,6 +117,7 @@ func (g *Gateway) reconfigure(ctx context.Context, q reconfiguration) (c Changes
 	g.mu.Lock()
 	g.runners, g.keys = next, keys
 	g.mu.Unlock()
+	g.guardReplies()
 	for _, r := range fresh {
 		r.start(ctx, g.wake)
 	}

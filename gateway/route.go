@@ -38,6 +38,9 @@ type Route struct {
 	// Window is how many messages may await their acknowledgement: 1 to 16384;
 	// zero: 512. EngineDurable does not use it: it has up to two batches of 1,000.
 	Window int
+	// Ingest makes it a core ingest route, which takes plain publishes instead of
+	// reading a stream. Nil: a stream is relayed.
+	Ingest *CoreIngest
 
 	unseal *unsealing // set where the route opens instead of sealing
 }
@@ -253,7 +256,7 @@ func (r Route) withDefaults() (Route, error) {
 	if r.Source.Conn == nil || r.Sealed.Conn == nil {
 		return fail("source and sealed need a connection each")
 	}
-	if r.Source.Stream == "" || strings.ContainsAny(r.Source.Stream, " \t\r\n.*>/\\") {
+	if r.Ingest == nil && r.Source.Stream == "" || strings.ContainsAny(r.Source.Stream, " \t\r\n.*>/\\") {
 		return fail("source stream %q", r.Source.Stream)
 	}
 	if !streamName.MatchString(r.Sealed.Stream) {
@@ -273,7 +276,7 @@ func (r Route) withDefaults() (Route, error) {
 			}
 		}
 	}
-	if r.Source.AfterSeal != AfterSealPurge && r.Source.AfterSeal != AfterSealKeep {
+	if r.Ingest == nil && r.Source.AfterSeal != AfterSealPurge && r.Source.AfterSeal != AfterSealKeep {
 		return fail("after_seal is required: purge or keep")
 	}
 	if r.Source.OnSourceGap != GapStop && r.Source.OnSourceGap != GapContinue {
@@ -286,7 +289,7 @@ func (r Route) withDefaults() (Route, error) {
 	if err != nil {
 		return fail("%v", err)
 	}
-	if r.Source.Conn == r.Sealed.Conn && overlapsSource(prefix, r.Source.Subjects) {
+	if (r.Source.Conn == r.Sealed.Conn || r.Ingest != nil) && overlapsSource(prefix, r.Source.Subjects) {
 		return fail("sealed subjects %q overlap the source subjects: the route would relay its own output", prefix+">")
 	}
 	if c := r.Sealed.Create; c != nil {
@@ -306,6 +309,11 @@ func (r Route) withDefaults() (Route, error) {
 	for _, h := range r.PassHeaders {
 		if !headerName.MatchString(h) || reservedHeader(h) {
 			return fail("header %q cannot be passed", h)
+		}
+	}
+	if r.Ingest != nil {
+		if err := r.ingestDefaults(); err != nil {
+			return fail("%v", err)
 		}
 	}
 	if r.Engine < EngineAuto || r.Engine > EngineAsync {

@@ -63,6 +63,9 @@ type RouteStats struct {
 	// route that recovered keeps it.
 	LastError   error
 	LastErrorAt time.Time
+	// Ingest counts what a core ingest route did; nil for others. Of such a route
+	// Messages and Bytes were handed to the sealed stream.
+	Ingest *IngestStats
 }
 
 // board holds a route's RouteStats. Safe for concurrent use.

@@ -267,6 +267,9 @@ func (r *Route) mode() string {
 	if r.unseal != nil {
 		return ModeUnsealed
 	}
+	if r.Ingest != nil {
+		return ModeOpen
+	}
 	return ModeRelayed
 }
 
