@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/keyweir/keyweir/internal/embednats"
+	"github.com/keyweir/keyweir/gateway"
 )
 
 // ChaosConfig says what [Chaos] does.
@@ -23,10 +23,22 @@ type ChaosConfig struct {
 	Command []string
 	// Messages are published in all, over Subjects. 0: 60,000 and 32.
 	Messages, Subjects int
-	// Kills are kill -9 of the gateway that works, Zombies are SIGSTOP of it until
+	// Kills are kill -9 of a gateway that works, Zombies are SIGSTOP of one until
 	// another one took over, and SIGCONT. 0: none.
 	Kills, Zombies int
-	// Seed decides what the faults hit and when. 0: a random one; it is in the report.
+	// ServerKills are kill -9 of a nats-server, which is started again on the same
+	// port and store: the only one, or the leader of one of the streams. 0: none.
+	ServerKills int
+	// Servers are 1, which syncs every write if it is to be killed, or a cluster of
+	// 3 with three replicas of everything. 0: 1.
+	Servers int
+	// Engine is the route's. Empty: auto.
+	Engine string
+	// NoPauses publishes steadily. False: a part of the messages comes in bursts
+	// with pauses between them.
+	NoPauses bool
+	// Seed decides what the faults hit and when, and how is published. 0: a random
+	// one; it is in the report.
 	Seed uint64
 	// Dir is for stores, configuration and logs. Empty: a temporary directory that
 	// is removed unless something went wrong.
@@ -37,24 +49,33 @@ type ChaosConfig struct {
 	Progress func(sealed int64)
 }
 
-// ChaosReport is what came of it. All but the figures in the last two groups
-// should be 0.
+// ChaosReport is what came of it. The first group should be 0.
 type ChaosReport struct {
 	Lost          int `json:"lost"`
 	Duplicated    int `json:"duplicated"`
 	OutOfOrder    int `json:"out_of_order"`
 	Undecryptable int `json:"undecryptable"`
-	Mismatched    int `json:"mismatched"`   // opened, but not what was published
+	Mismatched    int `json:"mismatched"`   // opened, but not what was published, or not at its source sequence
 	BrokenLinks   int `json:"broken_links"` // messages that do not name their predecessor on the chain
 	Unreleased    int `json:"unreleased"`   // plaintext left in the source stream in the end
 
-	Messages int    `json:"messages"`
-	Subjects int    `json:"subjects"`
-	Kills    int    `json:"kills"`
-	Zombies  int    `json:"zombies"`
-	Faults   int    `json:"faults"`
-	Seed     uint64 `json:"seed"`
+	Messages    int    `json:"messages"`
+	Subjects    int    `json:"subjects"`
+	Servers     int    `json:"servers"`
+	Engine      string `json:"engine"` // as set
+	Kills       int    `json:"kills"`
+	Zombies     int    `json:"zombies"`
+	ServerKills int    `json:"server_kills"`
+	Faults      int    `json:"faults"`
+	Pauses      int    `json:"pauses"` // of the publisher
+	Seed        uint64 `json:"seed"`
 
+	Republished      int `json:"republished"`       // by the publisher, for want of an acknowledgement
+	SourceDuplicated int `json:"source_duplicated"` // the source stream took twice, and the sealed stream holds twice
+
+	// TakeoverSeconds is the longest time from the kill of a gateway to the claim of
+	// another one.
+	TakeoverSeconds   float64 `json:"takeover_seconds"`
 	Seconds           float64 `json:"seconds"`
 	MessagesPerSecond float64 `json:"messages_per_second"`
 }
@@ -77,10 +98,14 @@ const (
 
 	// chaosPatience is how long nothing may move.
 	chaosPatience = 60 * time.Second
+
+	// chaosQuiet is how long nothing must move, when all is published, before the
+	// rest counts as lost: longer than a gateway needs to notice that it is cut off.
+	chaosQuiet = 30 * time.Second
 )
 
-// Chaos runs a key service and two gateways as real processes, publishes, kills
-// and freezes the gateway that works, and verifies the sealed stream in the end
+// Chaos runs nats-servers, a key service and two gateways as real processes,
+// publishes, kills and freezes them, and verifies the sealed stream in the end
 // by reading all of it through package streams. An error says that the run could
 // not be carried through; what it found is in the report.
 func Chaos(ctx context.Context, cfg ChaosConfig) (report *ChaosReport, err error) {
@@ -94,39 +119,38 @@ func Chaos(ctx context.Context, cfg ChaosConfig) (report *ChaosReport, err error
 		defer func() {
 			if err == nil && report.OK() {
 				err = os.RemoveAll(cfg.Dir)
-			} else if err != nil {
-				err = fmt.Errorf("%w (logs are in %s)", err, cfg.Dir)
+			} else {
+				fmt.Fprintf(cfg.Log, "stores and logs are in %s\n", cfg.Dir)
 			}
 		}()
 	}
 	c := &chaos{ChaosConfig: cfg, random: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), report: &ChaosReport{
-		Messages: cfg.Messages, Subjects: cfg.Subjects, Kills: cfg.Kills, Zombies: cfg.Zombies,
-		Faults: cfg.Kills + cfg.Zombies, Seed: cfg.Seed,
+		Messages: cfg.Messages, Subjects: cfg.Subjects, Kills: cfg.Kills, Zombies: cfg.Zombies, ServerKills: cfg.ServerKills,
+		Servers: cfg.Servers, Engine: cfg.Engine, Faults: cfg.Kills + cfg.Zombies + cfg.ServerKills, Seed: cfg.Seed,
 	}}
-	defer func() { err = errors.Join(err, c.close()) }()
+	defer c.close()
+	fmt.Fprintf(cfg.Log, "seed %d\n", cfg.Seed)
 	if err := c.start(ctx); err != nil {
 		return nil, fmt.Errorf("starting: %w", err)
 	}
 	if err := c.run(ctx); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w (seed %d)", err, cfg.Seed)
 	}
 	return c.report, nil
 }
 
 func (c *ChaosConfig) fill() error {
-	switch {
-	case len(c.Command) == 0:
-		return errors.New("preparing chaos: no command")
-	case c.Messages < 0 || c.Subjects < 0 || c.Kills < 0 || c.Zombies < 0:
-		return errors.New("preparing chaos: negative number")
-	case c.Zombies > 0 && !canFreeze:
-		return errors.New("preparing chaos: this system cannot freeze a process")
-	}
 	if c.Messages == 0 {
 		c.Messages = 60_000
 	}
 	if c.Subjects == 0 {
 		c.Subjects = 32
+	}
+	if c.Servers == 0 {
+		c.Servers = 1
+	}
+	if c.Engine == "" {
+		c.Engine = gateway.EngineAuto.String()
 	}
 	if c.Seed == 0 {
 		c.Seed = rand.Uint64N(1 << 52) // exact in every JSON reader
@@ -134,54 +158,99 @@ func (c *ChaosConfig) fill() error {
 	if c.Log == nil {
 		c.Log = io.Discard
 	}
+	switch {
+	case len(c.Command) == 0:
+		return errors.New("preparing chaos: no command")
+	case c.Messages < 0 || c.Subjects < 0 || c.Kills < 0 || c.Zombies < 0 || c.ServerKills < 0:
+		return errors.New("preparing chaos: negative number")
+	case c.Servers != 1 && c.Servers != 3:
+		return fmt.Errorf("preparing chaos: %d servers, want 1 or 3", c.Servers)
+	case c.Zombies > 0 && !canFreeze:
+		return errors.New("preparing chaos: this system cannot freeze a process")
+	}
+	if _, err := gateway.ParseEngine(c.Engine); err != nil {
+		return fmt.Errorf("preparing chaos: %w", err)
+	}
 	return nil
 }
 
 // chaos is one run.
 type chaos struct {
 	ChaosConfig
-	random *rand.Rand // of the goroutine that injects
-	report *ChaosReport
-	server *embednats.Server
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	fleet  *fleet
-	sealed counter // sequences of the sealed stream
+	random    *rand.Rand // of the goroutine that injects
+	report    *ChaosReport
+	launcher  *launcher
+	servers   *servers
+	nc        *nats.Conn
+	js        jetstream.JetStream
+	fleet     *fleet
+	publisher *publisher
+	sealed    counter // sequences of the sealed stream
 }
 
 func (c *chaos) start(ctx context.Context) error {
 	var err error
-	if c.server, err = embednats.Start(embednats.Options{Name: "chaos", Listen: "127.0.0.1:0", StoreDir: c.Dir + "/nats"}); err != nil {
+	c.launcher = newLauncher(c.Command, c.Dir)
+	if c.servers, err = startServers(ctx, c.launcher, c.Servers, c.Servers == 1 && c.ServerKills > 0); err != nil {
 		return err
 	}
-	if c.nc, err = nats.Connect(c.server.ClientURL(), nats.MaxReconnects(-1)); err != nil {
-		return fmt.Errorf("connecting: %w", err)
+	if c.nc, err = connect(c.servers.url()); err != nil {
+		return err
 	}
-	if c.js, err = jetstream.New(c.nc, jetstream.WithPublishAsyncMaxPending(1024)); err != nil {
+	if c.js, err = jetstream.New(c.nc, jetstream.WithDefaultTimeout(2*time.Second)); err != nil {
 		return fmt.Errorf("opening JetStream: %w", err)
 	}
-	if _, err := c.js.CreateStream(ctx, jetstream.StreamConfig{Name: chaosSource, Subjects: []string{chaosPrefix + ">"}}); err != nil {
-		return fmt.Errorf("creating source stream: %w", err)
-	}
-	if err := writeChaosFiles(ctx, &c.ChaosConfig, c.server.ClientURL()); err != nil {
+	if err := createStream(ctx, c.js, jetstream.StreamConfig{
+		Name: chaosSource, Subjects: []string{chaosPrefix + ">"}, Replicas: c.Servers, Duplicates: dedupWindow,
+	}); err != nil {
 		return err
 	}
-	c.fleet = newFleet(&c.ChaosConfig, c.js)
-	return c.fleet.startAll(ctx)
+	if err := c.launcher.writeFiles(ctx, plan{url: c.servers.url(), engine: c.Engine, replicas: c.Servers}); err != nil {
+		return err
+	}
+	if c.publisher, err = newPublisher(c); err != nil {
+		return err
+	}
+	c.fleet = newFleet(c.launcher, c.js)
+	return c.fleet.startAll(ctx, 2)
 }
 
-func (c *chaos) close() error {
-	var errs []error
+// connect opens a connection of the benchmark itself, which follows its servers
+// quickly and sends nothing later than it was told to.
+func connect(url string) (*nats.Conn, error) {
+	nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond), nats.ReconnectJitter(0, 0), nats.ReconnectBufSize(-1))
+	if err != nil {
+		return nil, fmt.Errorf("connecting: %w", err)
+	}
+	return nc, nil
+}
+
+// createStream tries until a cluster that has just started has its leader.
+func createStream(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
+	for end := time.Now().Add(chaosPatience); ; {
+		_, err := js.CreateStream(ctx, cfg)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(end) || cfg.Replicas <= 1 {
+			return fmt.Errorf("creating stream %s: %w", cfg.Name, err)
+		}
+		if err := pauseFor(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *chaos) close() {
 	if c.fleet != nil {
 		c.fleet.killAll()
 	}
 	if c.nc != nil {
 		c.nc.Close()
 	}
-	if c.server != nil {
-		errs = append(errs, c.server.Shutdown(context.Background()))
+	if c.servers != nil {
+		c.servers.close()
 	}
-	return errors.Join(errs...)
 }
 
 func (c *chaos) run(ctx context.Context) error {
@@ -192,18 +261,19 @@ func (c *chaos) run(ctx context.Context) error {
 	g.Go(func() error {
 		defer close(done)
 		work, wctx := errgroup.WithContext(gctx)
-		work.Go(func() error { return c.publish(wctx) })
+		work.Go(func() error { return c.publisher.run(wctx) })
 		work.Go(func() error { return c.inject(wctx) })
 		if err := work.Wait(); err != nil {
 			return err
 		}
-		return c.sealed.wait(gctx, int64(c.Messages))
+		return c.settle(gctx)
 	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
 	c.report.Seconds = time.Since(begin).Seconds()
 	c.report.MessagesPerSecond = float64(c.Messages) / c.report.Seconds
+	c.report.Republished, c.report.Pauses = c.publisher.retries, c.publisher.pauses
 	// Verified while the key service still runs, after every gateway, woken
 	// zombies too, had its chance to do harm.
 	if err := c.fleet.stopGateways(ctx); err != nil {
@@ -212,116 +282,33 @@ func (c *chaos) run(ctx context.Context) error {
 	return c.verify(ctx)
 }
 
-// ahead is how far the publisher may be ahead: less than from one fault to the
-// next, so that each meets a relay at work.
-func (c *chaos) ahead() int {
-	return min(chaosAhead, max(64, c.Messages/(2*(c.report.Faults+1))))
-}
-
-// publish keeps ahead of the sealed stream, by a bounded number.
-func (c *chaos) publish(ctx context.Context) error {
-	failed := make(chan error, 1)
-	js, err := jetstream.New(c.nc, jetstream.WithPublishAsyncMaxPending(1024), jetstream.WithPublishAsyncErrHandler(
-		func(_ jetstream.JetStream, _ *nats.Msg, err error) {
-			select {
-			case failed <- err:
-			default:
+// settle waits until all is sealed and released, or nothing happens any more: what
+// is missing then is lost.
+func (c *chaos) settle(ctx context.Context) error {
+	moved, at, left := time.Now(), int64(-1), uint64(0)
+	for time.Since(moved) < chaosQuiet {
+		if n := c.sealed.now(); n != at {
+			moved, at = time.Now(), n
+		}
+		s, err := c.js.Stream(ctx, chaosSource)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err == nil:
+			state := s.CachedInfo().State
+			if state.Msgs == 0 && at >= int64(state.LastSeq) {
+				return nil
 			}
-		}))
-	if err != nil {
-		return fmt.Errorf("opening JetStream: %w", err)
-	}
-	ahead := c.ahead()
-	for i := range c.Messages {
-		if err := c.sealed.wait(ctx, int64(i-ahead)); err != nil {
-			return err
+			if state.Msgs != left {
+				moved, left = time.Now(), state.Msgs
+			}
 		}
-		subject, n := i%c.Subjects, i/c.Subjects
-		if _, err := js.PublishAsync(chaosSubject(subject), chaosPayload(subject, n)); err != nil {
-			return fmt.Errorf("publishing: %w", err)
-		}
-	}
-	select {
-	case <-js.PublishAsyncComplete():
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	select {
-	case err := <-failed:
-		return fmt.Errorf("publishing: %w", err)
-	default:
-		return nil
-	}
-}
-
-// inject spreads the faults, in random order, over the messages.
-func (c *chaos) inject(ctx context.Context) error {
-	faults := make([]func(context.Context) error, 0, c.report.Faults)
-	for range c.Kills {
-		faults = append(faults, c.kill)
-	}
-	for range c.Zombies {
-		faults = append(faults, c.freeze)
-	}
-	c.random.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
-	step := float64(c.Messages) / float64(len(faults)+1)
-	for i, fault := range faults {
-		at := step * (float64(i) + 0.7 + 0.6*c.random.Float64())
-		if err := c.sealed.wait(ctx, int64(at)); err != nil {
-			return err
-		}
-		if err := fault(ctx); err != nil {
-			return fmt.Errorf("fault %d of %d: %w", i+1, len(faults), err)
-		}
-	}
-	return nil
-}
-
-// kill ends the gateway that works at once, and starts another one.
-func (c *chaos) kill(ctx context.Context) error {
-	p, err := c.fleet.working(ctx)
-	if err != nil {
-		return err
-	}
-	if err := pauseFor(ctx, time.Duration(c.random.Int64N(int64(20*time.Millisecond)))); err != nil {
-		return err
-	}
-	at := c.sealed.now()
-	p.kill()
-	fmt.Fprintf(c.Log, "killed %s at message %d\n", p.name, at)
-	return c.fleet.startGateway()
-}
-
-// freeze stops the gateway that works, as a hung host or a paused machine would,
-// and wakes it when its successor is at work.
-func (c *chaos) freeze(ctx context.Context) error {
-	p, err := c.fleet.working(ctx)
-	if err != nil {
-		return err
-	}
-	if err := pauseFor(ctx, time.Duration(c.random.Int64N(int64(20*time.Millisecond)))); err != nil {
-		return err
-	}
-	if err := p.freeze(); err != nil {
-		return err
-	}
-	at := c.sealed.now()
-	fmt.Fprintf(c.Log, "froze %s at message %d\n", p.name, at)
-	next := p
-	for next == p {
 		if err := pauseFor(ctx, 20*time.Millisecond); err != nil {
 			return err
 		}
-		if next, err = c.fleet.working(ctx); err != nil {
-			return err
-		}
 	}
-	// What the frozen one had sent before may still be counted: go well beyond.
-	if err := c.sealed.wait(ctx, min(c.sealed.now()+64, int64(c.Messages))); err != nil {
-		return err
-	}
-	fmt.Fprintf(c.Log, "woke %s at message %d, while %s works\n", p.name, c.sealed.now(), next.name)
-	return p.wake()
+	fmt.Fprintf(c.Log, "nothing moved for %v: %d sealed, %d left in the source stream\n", chaosQuiet, at, left)
+	return nil
 }
 
 // watch follows the sealed stream, and gives up when nothing moves or a process
@@ -336,25 +323,22 @@ func (c *chaos) watch(ctx context.Context, done <-chan struct{}) error {
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case p := <-c.fleet.died:
+		case p := <-c.launcher.died:
 			return fmt.Errorf("%s ended by itself: %w\n%s", p.name, p.err, p.tail())
 		case <-tick.C:
 		}
-		s, err := c.js.Stream(ctx, chaosSealed)
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			continue
+		now := c.sealed.now()
+		s, err := c.js.Stream(ctx, chaosSealed) // fails while a server is away
+		if err == nil {
+			now = int64(s.CachedInfo().State.LastSeq)
 		}
-		if err != nil {
-			return fmt.Errorf("watching the sealed stream: %w", err)
-		}
-		now := int64(s.CachedInfo().State.LastSeq)
 		if c.sealed.set(now) {
 			moved = time.Now()
 			if c.Progress != nil {
 				c.Progress(now)
 			}
 		} else if time.Since(moved) > chaosPatience {
-			return fmt.Errorf("nothing was sealed for %v after message %d\n%s", chaosPatience, now, c.fleet.tails())
+			return fmt.Errorf("nothing was sealed for %v after message %d (%v)\n%s", chaosPatience, now, err, c.fleet.tails())
 		}
 	}
 }

@@ -34,42 +34,51 @@ func TestVerifier(t *testing.T) {
 		}
 		return out
 	}
-	relink := func(ms []message) []message {
+	relink := func(ms []message) []message { // as a gateway would link them
+		prev := uint64(0)
 		for i := range ms {
-			ms[i].sequence, ms[i].prev = uint64(i+1), uint64(i)
+			ms[i].prev, prev = prev, ms[i].sequence
 		}
 		return ms
+	}
+	move := func(ms []message, sequence uint64) []message { // the last one
+		ms[len(ms)-1].sequence = sequence
+		return relink(ms)
 	}
 	tests := []struct {
 		name   string
 		damage func([]message) []message
+		extra  int // messages that the source took twice
 		want   ChaosReport
 	}{
-		{"none", func(ms []message) []message { return ms }, ChaosReport{}},
-		{"lost", func(ms []message) []message { return relink(append(ms[:3], ms[4:]...)) }, ChaosReport{Lost: 1}},
-		{"lost, link broken", func(ms []message) []message { return append(ms[:3], ms[4:]...) }, ChaosReport{Lost: 1, BrokenLinks: 1}},
-		{"tail lost", func(ms []message) []message { return ms[:6] }, ChaosReport{Lost: 2}},
-		{"doubled", func(ms []message) []message { return relink(append(ms, ms[0])) }, ChaosReport{Duplicated: 1}},
-		{"doubled at once", func(ms []message) []message { return relink(append(ms, ms[7])) }, ChaosReport{Duplicated: 1}},
-		{"swapped on one subject", func(ms []message) []message { ms[2], ms[4] = ms[4], ms[2]; return relink(ms) }, ChaosReport{OutOfOrder: 1}},
-		{"swapped across subjects", func(ms []message) []message { ms[2], ms[3] = ms[3], ms[2]; return relink(ms) }, ChaosReport{}},
-		{"changed", func(ms []message) []message { ms[5].data = append(ms[5].data, 'x'); return ms }, ChaosReport{Mismatched: 1, Lost: 1}},
-		{"empty", func(ms []message) []message { ms[5].data = nil; return ms }, ChaosReport{Mismatched: 1, Lost: 1}},
-		{"of another subject", func(ms []message) []message { ms[5].subject = chaosSubject(0); return ms }, ChaosReport{Mismatched: 1, Lost: 1}},
-		{"of another chain", func(ms []message) []message { ms[7].chain = streams.ChainID{2}; return ms }, ChaosReport{BrokenLinks: 2}},
+		{"none", func(ms []message) []message { return ms }, 0, ChaosReport{}},
+		{"lost", func(ms []message) []message { return relink(append(ms[:3], ms[4:]...)) }, 0, ChaosReport{Lost: 1}},
+		{"lost, link broken", func(ms []message) []message { return append(ms[:3], ms[4:]...) }, 0, ChaosReport{Lost: 1, BrokenLinks: 1}},
+		{"tail lost", func(ms []message) []message { return ms[:6] }, 0, ChaosReport{Lost: 2}},
+		{"doubled", func(ms []message) []message { return relink(append(ms, ms[0])) }, 0, ChaosReport{Duplicated: 1}},
+		{"doubled at once", func(ms []message) []message { return relink(append(ms, ms[7])) }, 0, ChaosReport{Duplicated: 1}},
+		{"swapped on one subject", func(ms []message) []message { ms[2], ms[4] = ms[4], ms[2]; return relink(ms) }, 0, ChaosReport{OutOfOrder: 1}},
+		{"doubled at another sequence", func(ms []message) []message { return move(append(ms, ms[7]), 9) }, 0, ChaosReport{Mismatched: 1}},
+		{"doubled by the source", func(ms []message) []message { return move(append(ms, ms[7]), 9) }, 1, ChaosReport{SourceDuplicated: 1}},
+		{"at another sequence", func(ms []message) []message { return move(ms, 9) }, 0, ChaosReport{Lost: 1, Mismatched: 1}},
+		{"swapped across subjects", func(ms []message) []message { ms[2], ms[3] = ms[3], ms[2]; return relink(ms) }, 0, ChaosReport{}},
+		{"changed", func(ms []message) []message { ms[5].data = append(ms[5].data, 'x'); return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
+		{"empty", func(ms []message) []message { ms[5].data = nil; return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
+		{"of another subject", func(ms []message) []message { ms[5].subject = chaosSubject(0); return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
+		{"of another chain", func(ms []message) []message { ms[7].chain = streams.ChainID{2}; return ms }, 0, ChaosReport{BrokenLinks: 2}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var r ChaosReport
-			v := newVerifier(&r, 8, 2)
+			v := newVerifier(&r, 2, []uint64{1, 2, 3, 4, 5, 6, 7, 8})
 			for _, m := range tt.damage(good()) {
 				v.message(m)
 			}
-			v.end()
+			v.end(tt.extra)
 			if diff := cmp.Diff(tt.want, r); diff != "" {
 				t.Errorf("report (-want +got):\n%s", diff)
 			}
-			if r.OK() != (tt.want == ChaosReport{}) {
+			if bad := tt.want.Lost+tt.want.Duplicated+tt.want.OutOfOrder+tt.want.Mismatched+tt.want.BrokenLinks > 0; r.OK() == bad {
 				t.Errorf("OK = %v", r.OK())
 			}
 		})
@@ -102,7 +111,13 @@ func TestCounter(t *testing.T) {
 }
 
 func TestChaosRefuses(t *testing.T) {
-	for _, c := range []ChaosConfig{{}, {Command: []string{"x"}, Kills: -1}, {Command: []string{"/nonexistent/keyweir"}, Dir: t.TempDir()}} {
+	for _, c := range []ChaosConfig{
+		{},
+		{Command: []string{"x"}, Kills: -1},
+		{Command: []string{"x"}, Servers: 2},
+		{Command: []string{"x"}, Engine: "slow"},
+		{Command: []string{"/nonexistent/keyweir"}, Dir: t.TempDir()},
+	} {
 		if r, err := Chaos(t.Context(), c); err == nil || r != nil {
 			t.Errorf("Chaos(%+v) = %v, %v, want an error", c, r, err)
 		}

@@ -38,7 +38,7 @@ func (c *chaos) verify(ctx context.Context) error {
 		return fmt.Errorf("reading sealed stream: %w", err)
 	}
 	last := stream.CachedInfo().State.LastSeq
-	v := newVerifier(c.report, c.Messages, c.Subjects)
+	v := newVerifier(c.report, c.Subjects, c.publisher.acked)
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
 	if err != nil {
 		return fmt.Errorf("reading sealed stream: %w", err)
@@ -71,30 +71,30 @@ func (c *chaos) verify(ctx context.Context) error {
 			break
 		}
 	}
-	v.end()
 	source, err := c.js.Stream(ctx, chaosSource)
 	if err != nil {
 		return fmt.Errorf("reading source stream: %w", err)
 	}
-	c.report.Unreleased = int(source.CachedInfo().State.Msgs)
+	state := source.CachedInfo().State
+	v.end(int(state.LastSeq) - c.Messages)
+	c.report.Unreleased = int(state.Msgs)
 	return nil
 }
 
 // verifier counts what is wrong, in constant time per message.
 type verifier struct {
 	r        *ChaosReport
-	seen     [][]bool // by subject and number
-	next     []int    // one above the highest number seen
+	subjects int
+	acked    []uint64 // source sequence by message, as the publisher was told
+	seen     []bool   // by message
+	last     []uint64 // by subject, the highest source sequence seen
+	odd      int      // messages at another source sequence than the acknowledged one
 	sequence uint64   // of the message before
 	chain    streams.ChainID
 }
 
-func newVerifier(r *ChaosReport, messages, subjects int) *verifier {
-	v := &verifier{r: r, seen: make([][]bool, subjects), next: make([]int, subjects)}
-	for i := range messages {
-		v.seen[i%subjects] = append(v.seen[i%subjects], false)
-	}
-	return v
+func newVerifier(r *ChaosReport, subjects int, acked []uint64) *verifier {
+	return &verifier{r: r, subjects: subjects, acked: acked, seen: make([]bool, len(acked)), last: make([]uint64, subjects)}
 }
 
 // opened is what the verifier looks at; *streams.Message is one.
@@ -117,33 +117,50 @@ func (v *verifier) message(m opened) {
 		v.r.BrokenLinks++
 	}
 	v.sequence = m.Sequence()
-	parts := strings.SplitN(string(m.Data()), " ", 3)
-	subject, err1 := strconv.Atoi(parts[0])
-	n, err2 := -1, error(nil)
-	if len(parts) == 3 {
-		n, err2 = strconv.Atoi(parts[1])
-	}
-	if err1 != nil || err2 != nil || subject < 0 || subject >= len(v.seen) || n < 0 || n >= len(v.seen[subject]) ||
+	subject, n := named(m.Data())
+	i := n*v.subjects + subject
+	if subject < 0 || subject >= v.subjects || n < 0 || n > len(v.acked)/v.subjects || i >= len(v.acked) ||
 		m.Subject() != chaosSubject(subject) || !bytes.Equal(m.Data(), chaosPayload(subject, n)) {
 		v.r.Mismatched++
 		return
 	}
+	at := v.acked[i]
 	switch {
-	case v.seen[subject][n]:
+	case m.Sequence() != at:
+		v.odd++ // see end
+		return
+	case v.seen[i]:
 		v.r.Duplicated++
-	case n < v.next[subject]:
+	case at < v.last[subject]:
 		v.r.OutOfOrder++
 	}
-	v.seen[subject][n] = true
-	v.next[subject] = max(v.next[subject], n+1)
+	v.seen[i] = true
+	v.last[subject] = max(v.last[subject], at)
 }
 
-func (v *verifier) end() {
-	for _, s := range v.seen {
-		for _, seen := range s {
-			if !seen {
-				v.r.Lost++
-			}
+// named reads the numbers at the beginning of a payload, -1 if there are none.
+func named(data []byte) (subject, n int) {
+	parts := strings.SplitN(string(data), " ", 3)
+	if len(parts) < 3 {
+		return -1, -1
+	}
+	subject, err1 := strconv.Atoi(parts[0])
+	n, err2 := strconv.Atoi(parts[1])
+	if err1 != nil || err2 != nil {
+		return -1, -1
+	}
+	return subject, n
+}
+
+// end counts what is missing. extra is how many messages the source stream took
+// beyond those that were published: a second try that it did not recognise. So
+// many of the copies in the sealed stream are the source's.
+func (v *verifier) end(extra int) {
+	for _, seen := range v.seen {
+		if !seen {
+			v.r.Lost++
 		}
 	}
+	v.r.SourceDuplicated = min(v.odd, max(extra, 0))
+	v.r.Mismatched += v.odd - v.r.SourceDuplicated
 }

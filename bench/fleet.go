@@ -1,13 +1,10 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,11 +14,10 @@ import (
 	"github.com/keyweir/keyweir/gateway"
 )
 
-// fleet is a key service and two gateways, each a process.
+// fleet is a key service and gateways, each a process.
 type fleet struct {
-	cfg  *ChaosConfig
-	js   jetstream.JetStream
-	died chan *process // ended without being told to
+	*launcher
+	js jetstream.JetStream
 
 	mu       sync.Mutex
 	keysvc   *process
@@ -29,13 +25,11 @@ type fleet struct {
 	started  int
 }
 
-func newFleet(cfg *ChaosConfig, js jetstream.JetStream) *fleet {
-	return &fleet{cfg: cfg, js: js, died: make(chan *process, 1)}
-}
+func newFleet(l *launcher, js jetstream.JetStream) *fleet { return &fleet{launcher: l, js: js} }
 
-// startAll starts the key service, and the gateways once it answers.
-func (f *fleet) startAll(ctx context.Context) error {
-	p, err := f.start("keysvc", "keysvc")
+// startAll starts the key service, and n gateways once it answers.
+func (f *fleet) startAll(ctx context.Context, n int) error {
+	p, err := f.start("keysvc", "keysvc", "--config", configPath(f.dir))
 	if err != nil {
 		return err
 	}
@@ -45,7 +39,7 @@ func (f *fleet) startAll(ctx context.Context) error {
 	if err := p.logged(ctx, "key service started"); err != nil {
 		return err
 	}
-	for range 2 {
+	for range n {
 		if err := f.startGateway(); err != nil {
 			return err
 		}
@@ -58,7 +52,7 @@ func (f *fleet) startGateway() error {
 	defer f.mu.Unlock()
 	f.started++
 	name := fmt.Sprintf("gateway-%03d", f.started)
-	p, err := f.start(name, "gateway", "--instance", name)
+	p, err := f.start(name, "gateway", "--config", configPath(f.dir), "--instance", name)
 	if err != nil {
 		return err
 	}
@@ -66,38 +60,19 @@ func (f *fleet) startGateway() error {
 	return nil
 }
 
-// start runs a subcommand, whose output goes to a file.
-func (f *fleet) start(name, sub string, args ...string) (*process, error) {
-	log, err := os.Create(filepath.Join(f.cfg.Dir, name+".log"))
-	if err != nil {
-		return nil, fmt.Errorf("creating log: %w", err)
-	}
-	defer func() { _ = log.Close() }() // the process has it
-	argv := append(append(append([]string(nil), f.cfg.Command...), sub, "--config", configPath(f.cfg.Dir)), args...)
-	p := &process{name: name, log: log.Name(), cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting %s: %w", name, err)
-	}
-	go func() {
-		p.err = p.cmd.Wait()
-		close(p.done)
-		if !p.told() {
-			select {
-			case f.died <- p:
-			default:
-			}
+// working waits until gateways hold claims, and returns them. Errors of a server
+// that is away for the moment are waited out.
+func (f *fleet) working(ctx context.Context) ([]*process, error) {
+	for end := time.Now().Add(chaosPatience); ; {
+		ps, err := f.holders(ctx)
+		if len(ps) > 0 {
+			return ps, nil
 		}
-	}()
-	return p, nil
-}
-
-// working waits until one of the gateways holds the claim, and returns it.
-func (f *fleet) working(ctx context.Context) (*process, error) {
-	for {
-		p, err := f.holder(ctx)
-		if p != nil || err != nil {
-			return p, err
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("no gateway took a claim within %v (%v)\n%s", chaosPatience, err, f.tails())
 		}
 		if err := pauseFor(ctx, 10*time.Millisecond); err != nil {
 			return nil, err
@@ -105,24 +80,22 @@ func (f *fleet) working(ctx context.Context) (*process, error) {
 	}
 }
 
-// holder finds the gateway that the claim names, nil if it is none of the living.
-func (f *fleet) holder(ctx context.Context) (*process, error) {
+// holders finds the living gateways that claims name, none twice.
+func (f *fleet) holders(ctx context.Context) ([]*process, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
 	kv, err := f.js.KeyValue(ctx, gateway.ClaimsBucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, fmt.Errorf("reading claims: %w", err)
 	}
 	keys, err := kv.Keys(ctx)
-	if errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, fmt.Errorf("reading claims: %w", err)
 	}
+	slices.Sort(keys)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	var out []*process
 	for _, key := range keys {
 		e, err := kv.Get(ctx, key)
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -132,12 +105,12 @@ func (f *fleet) holder(ctx context.Context) (*process, error) {
 			return nil, fmt.Errorf("reading claims: %w", err)
 		}
 		for _, p := range f.gateways {
-			if p.alive() && strings.Contains(string(e.Value()), p.name) {
-				return p, nil
+			if p.alive() && strings.Contains(string(e.Value()), p.name) && !slices.Contains(out, p) {
+				out = append(out, p)
 			}
 		}
 	}
-	return nil, nil
+	return out, nil
 }
 
 // stopGateways asks all gateways to end, and wants them to end well.
@@ -179,93 +152,4 @@ func (f *fleet) tails() string {
 		}
 	}
 	return b.String()
-}
-
-// process is one running keyweir.
-type process struct {
-	name, log string
-	cmd       *exec.Cmd
-	done      chan struct{} // closed when it ended
-	err       error         // set before done is closed
-
-	mu    sync.Mutex
-	asked bool // to end
-}
-
-func (p *process) told() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.asked
-}
-
-func (p *process) tell() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.asked = true
-}
-
-func (p *process) alive() bool {
-	select {
-	case <-p.done:
-		return false
-	default:
-		return !p.told()
-	}
-}
-
-// kill is kill -9, and waits for the end.
-func (p *process) kill() {
-	p.tell()
-	_ = p.cmd.Process.Kill() // it may be over
-	<-p.done
-}
-
-// stop is an interrupt, and wants exit code 0.
-func (p *process) stop(ctx context.Context) error {
-	p.tell()
-	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
-		return fmt.Errorf("stopping %s: %w", p.name, err)
-	}
-	select {
-	case <-p.done:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(chaosPatience):
-		return fmt.Errorf("stopping %s: it goes on\n%s", p.name, p.tail())
-	}
-	if p.err != nil {
-		return fmt.Errorf("stopping %s: %w\n%s", p.name, p.err, p.tail())
-	}
-	return nil
-}
-
-// logged waits until the log holds text.
-func (p *process) logged(ctx context.Context, text string) error {
-	for end := time.Now().Add(chaosPatience); ; {
-		b, err := os.ReadFile(p.log)
-		if err != nil {
-			return fmt.Errorf("reading log: %w", err)
-		}
-		if bytes.Contains(b, []byte(text)) {
-			return nil
-		}
-		if !p.alive() || time.Now().After(end) {
-			return fmt.Errorf("%s did not start\n%s", p.name, p.tail())
-		}
-		if err := pauseFor(ctx, 10*time.Millisecond); err != nil {
-			return err
-		}
-	}
-}
-
-// tail returns the end of the log.
-func (p *process) tail() string {
-	b, err := os.ReadFile(p.log)
-	if err != nil {
-		return err.Error()
-	}
-	if len(b) > 4096 {
-		b = b[len(b)-4096:]
-	}
-	return string(b)
 }

@@ -46,6 +46,7 @@ type worker struct {
 	instance string
 	tune     tuning
 	noClaim  bool // tests of the fence race workers that a claim would keep apart
+	plain    bool // see Gateway.RelayPlain
 
 	log        *slog.Logger
 	tracer     trace.Tracer
@@ -70,6 +71,7 @@ func (w *worker) stats() RouteStats { return w.board.get() }
 // run relays until ctx ends (nil) or the route stops (*RouteError).
 func (w *worker) run(ctx context.Context) error {
 	w.ring = newKeyring(w.keys, envelope.SessionConfig{Record: w.route.Record, RandomNonce: w.route.RandomNonce, PadTo: w.route.PadTo}, w.prefix, w.metrics)
+	w.ring.plain = w.plain
 	defer w.ring.close()
 	retry := newPause(w.tune.retry, w.tune.retryMax)
 	for {

@@ -9,23 +9,48 @@ import (
 	"github.com/keyweir/keyweir/bench"
 )
 
-// TestChaos kills and freezes real gateway processes while they relay, and wants
-// every message in the sealed stream once, in order and readable. KEYWEIR_CHAOS=full
-// is the long version.
+// TestChaos kills and freezes real gateway and server processes while they relay,
+// and wants every message in the sealed stream once, in order and readable.
+// KEYWEIR_CHAOS=full is the long version.
 func TestChaos(t *testing.T) {
-	if testing.Short() && os.Getenv("KEYWEIR_CHAOS") == "" {
-		t.Skip("kills processes for some 20 seconds: left out by -short")
+	t.Parallel() // waits for most of its time
+	cfg := bench.ChaosConfig{Messages: 6000, Subjects: 32, Kills: 3, Zombies: 1, ServerKills: 2}
+	switch {
+	case os.Getenv("KEYWEIR_CHAOS") == "full":
+		cfg.Messages, cfg.Kills, cfg.Zombies, cfg.ServerKills = 60_000, 30, 10, 5
+	case testing.Short():
+		cfg.Messages, cfg.Kills, cfg.Zombies, cfg.ServerKills = 1500, 1, 0, 1
 	}
+	chaos(t, cfg)
+}
+
+// TestChaosEngines is the long version for the engines that are not chosen there.
+func TestChaosEngines(t *testing.T) {
+	if os.Getenv("KEYWEIR_CHAOS") != "full" {
+		t.Skip("kills processes for minutes: only with KEYWEIR_CHAOS=full")
+	}
+	for _, engine := range []string{"async", "fast"} {
+		t.Run(engine, func(t *testing.T) {
+			chaos(t, bench.ChaosConfig{Messages: 60_000, Kills: 30, Zombies: 10, Engine: engine})
+		})
+	}
+}
+
+// TestChaosCluster kills the leaders of a cluster.
+func TestChaosCluster(t *testing.T) {
+	if os.Getenv("KEYWEIR_CHAOS") != "full" {
+		t.Skip("kills the leaders of a cluster for minutes: only with KEYWEIR_CHAOS=full")
+	}
+	chaos(t, bench.ChaosConfig{Messages: 60_000, Kills: 10, Zombies: 3, Servers: 3, ServerKills: 10})
+}
+
+func chaos(t *testing.T, cfg bench.ChaosConfig) {
+	t.Helper()
 	keyweir, err := exec.LookPath("keyweir") // this test binary, see TestMain
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := bench.ChaosConfig{
-		Command: []string{keyweir}, Messages: 8000, Subjects: 32, Kills: 6, Zombies: 2, Dir: t.TempDir(), Log: testWriter{t},
-	}
-	if os.Getenv("KEYWEIR_CHAOS") == "full" {
-		cfg.Messages, cfg.Kills, cfg.Zombies = 60_000, 30, 10
-	}
+	cfg.Command, cfg.Dir, cfg.Log = []string{keyweir}, t.TempDir(), testWriter{t}
 	r, err := bench.Chaos(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)

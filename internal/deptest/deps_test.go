@@ -111,6 +111,7 @@ var imports = []struct {
 		"the composition root names the providers, in an explicit map",
 	},
 	{[]string{cobra}, []string{"internal/cli"}, "the command line is one package"},
+	{[]string{module + "/internal/plainrelay"}, []string{"gateway", "bench"}, "a relay that does not seal is the benchmark's alone"},
 	{[]string{ownCLI}, []string{""}, "only main starts the command line"},
 }
 

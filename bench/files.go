@@ -15,10 +15,19 @@ import (
 func configPath(dir string) string  { return filepath.Join(dir, "keyweir.yaml") }
 func profilePath(dir string) string { return filepath.Join(dir, "reader.json") }
 
-// writeChaosFiles writes identities, domain key, configuration and the reader's
-// profile.
-func writeChaosFiles(ctx context.Context, cfg *ChaosConfig, url string) error {
-	dir, err := filepath.Abs(cfg.Dir)
+// plan is what a fleet runs with.
+type plan struct {
+	url        string // of the servers, separated by commas
+	engine     string
+	replicas   int
+	maxBytes   string // of the sealed stream; "" for no limit
+	partitions int    // 0 or 1: the route has one
+}
+
+// writeFiles writes identities, domain key, configuration and the reader's
+// profile into the launcher's directory.
+func (l *launcher) writeFiles(ctx context.Context, p plan) error {
+	dir, err := filepath.Abs(l.dir)
 	if err != nil {
 		return fmt.Errorf("finding directory: %w", err)
 	}
@@ -35,30 +44,38 @@ func writeChaosFiles(ctx context.Context, cfg *ChaosConfig, url string) error {
 		}
 		public[name] = id.Public()
 	}
-	argv := append(append([]string(nil), cfg.Command...), "domain-key", "new", filepath.Join(dir, "domain.key"))
+	argv := append(append([]string(nil), l.command...), "domain-key", "new", filepath.Join(dir, "domain.key"))
 	if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
 		return fmt.Errorf("making domain key: %w: %s", err, out)
 	}
+	create := fmt.Sprintf("replicas: %d", p.replicas)
+	if p.maxBytes != "" {
+		create += ", max_bytes: " + p.maxBytes
+	}
 	text := strings.NewReplacer(
-		"DIR", dir, "URL", url, "KEYSVC", public["keysvc"], "GATEWAY", public["gateway"], "READER", public["reader"],
+		"DIR", dir, "URL", p.url, "KEYSVC", public["keysvc"], "GATEWAY", public["gateway"], "READER", public["reader"],
 		"SOURCE", chaosSource, "SEALED", chaosSealed, "PREFIX", chaosPrefix, "ROUTE", chaosRoute,
-	).Replace(chaosYAML)
+		"ENGINE", p.engine, "CREATE", create, "REPLICAS", fmt.Sprint(p.replicas),
+	).Replace(planYAML)
 	if err := os.WriteFile(configPath(dir), []byte(text), 0o600); err != nil {
 		return fmt.Errorf("writing configuration: %w", err)
 	}
-	p := &streams.Profile{
+	profile := &streams.Profile{
 		Version: 1, Service: "chaos", Pins: []string{public["keysvc"]}, Identity: "reader.nk",
 		Scopes: []keysvc.ScopeRule{{Match: chaosPrefix + "*", Scope: "{{wildcard(1)}}"}},
 		Accept: streams.ProfileAccept{Rules: []streams.ProfileRule{{
 			Scopes: []string{"*"}, Schemes: []string{"single"}, Authorities: [][]string{{"local"}},
 		}}},
 	}
-	return p.WriteFile(profilePath(dir))
+	return profile.WriteFile(profilePath(dir))
 }
 
-// chaosYAML keeps claims short, so that a successor takes over soon. The source
-// is purged as soon as a sealed copy is acknowledged: what is lost is gone.
-const chaosYAML = `service: chaos
+// claimTTL is short, so that a successor takes over soon.
+const claimTTL = 1 // seconds
+
+// planYAML purges the source as soon as a sealed copy is acknowledged: what is
+// lost is gone.
+const planYAML = `service: chaos
 gateway:
   identity: "file:DIR/gateway.nk"
   keysvc: {nats: hub, pins: [KEYSVC]}
@@ -66,7 +83,8 @@ gateway:
   routes:
     - name: ROUTE
       source: {nats: hub, stream: SOURCE, subjects: ["PREFIX>"], after_seal: purge, start: first}
-      sealed: {nats: hub, stream: SEALED, subject: "sealed.>", create: {}, sync_interval: always}
+      sealed: {nats: hub, stream: SEALED, subject: "sealed.>", create: {CREATE}, sync_interval: always}
+      engine: ENGINE
 keysvc:
   nats: hub
   store: "DIR/keysvc"
@@ -79,6 +97,9 @@ keysvc:
     - {to: gateway, may: [generate], scopes: ["*"]}
     - {to: gateway, may: [route-key], scopes: [route/ROUTE]}
     - {to: reader, may: [open], scopes: ["*"]}
+  directory: {replicas: REPLICAS}
 nats:
   hub: {url: "URL"}
+telemetry:
+  metrics: {listen: "127.0.0.1:0"}
 `

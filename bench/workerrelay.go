@@ -1,0 +1,91 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/keyweir/keyweir/gateway"
+	"github.com/keyweir/keyweir/internal/plainrelay"
+)
+
+// relayOrder is a route of the benchmark.
+type relayOrder struct {
+	URL            string // "": the server in the worker's process
+	Source, Sealed string // streams; the second one is made
+	Memory         bool   // the second one's storage, else file
+	SyncAlways     bool
+	Engine         string
+	Plain          bool // without sealing; Sealed must be one of plainrelay's
+}
+
+const (
+	relayPrefix  = "KEYWEIR_BENCH_"
+	relaySource  = relayPrefix + "SOURCE"
+	relayPattern = "bench.in.*"
+)
+
+// workerRelay is a gateway at work in a worker process.
+type workerRelay struct {
+	g      *gateway.Gateway
+	cancel context.CancelFunc
+	done   chan struct{}
+	err    error // set before done is closed
+}
+
+func startRelay(ctx context.Context, o *relayOrder, w *benchWorker) (*workerRelay, error) {
+	if !strings.HasPrefix(o.Sealed, relayPrefix) || o.Source != relaySource {
+		return nil, errors.New("relaying: not the streams of a benchmark")
+	}
+	engine, err := gateway.ParseEngine(o.Engine)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := newRelayKeys(relayPattern)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.connect(o.URL); err != nil {
+		return nil, err
+	}
+	r := gateway.Route{
+		Name: "bench", Engine: engine,
+		Source: gateway.Source{Conn: w.source, Stream: o.Source, Subjects: []string{relayPattern}, AfterSeal: gateway.AfterSealKeep, Start: gateway.StartFirst()},
+		Sealed: gateway.Sealed{Conn: w.sealed, Stream: o.Sealed, Subject: "sealed.>", Create: &gateway.CreateSealed{}},
+	}
+	if o.Memory {
+		r.Sealed.Create.Storage = gateway.MemoryStorage
+	}
+	if o.SyncAlways {
+		r.Sealed.SyncInterval = gateway.SyncAlways
+	}
+	g, err := gateway.New(gateway.Config{Keys: keys, Routes: []gateway.Route{r}, Instance: "bench", ClaimTTL: 2 * time.Second, Logger: w.log})
+	if err != nil {
+		return nil, err
+	}
+	if o.Plain {
+		if err := g.RelayPlain(plainrelay.ForBenchmark()); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	wr := &workerRelay{g: g, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(wr.done)
+		wr.err = g.Run(ctx)
+	}()
+	return wr, nil
+}
+
+// stop ends the relay and says which engine it used.
+func (r *workerRelay) stop() (string, error) {
+	r.cancel()
+	<-r.done
+	s := r.g.Stats()[0]
+	if r.err != nil {
+		return "", fmt.Errorf("relaying: %w", r.err)
+	}
+	return s.Engine.String(), nil
+}
