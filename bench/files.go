@@ -17,11 +17,10 @@ func profilePath(dir string) string { return filepath.Join(dir, "reader.json") }
 
 // plan is what a fleet runs with.
 type plan struct {
-	url        string // of the servers, separated by commas
-	engine     string
-	replicas   int
-	maxBytes   string // of the sealed stream; "" for no limit
-	partitions int    // 0 or 1: the route has one
+	url      string // of the servers, separated by commas
+	engine   string
+	replicas int
+	maxBytes string // of the sealed stream; "" for no limit
 }
 
 // writeFiles writes identities, domain key, configuration and the reader's
@@ -70,11 +69,8 @@ func (l *launcher) writeFiles(ctx context.Context, p plan) error {
 	return profile.WriteFile(profilePath(dir))
 }
 
-// claimTTL is short, so that a successor takes over soon.
-const claimTTL = 1 // seconds
-
-// planYAML purges the source as soon as a sealed copy is acknowledged: what is
-// lost is gone.
+// planYAML keeps claims short, so that a successor takes over soon, and purges the
+// source as soon as a sealed copy is acknowledged: what is lost is gone.
 const planYAML = `service: chaos
 gateway:
   identity: "file:DIR/gateway.nk"

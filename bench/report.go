@@ -27,3 +27,30 @@ func (r SealReport) write(w io.Writer) {
 	}
 	tw.Flush()
 }
+
+// String returns a table for people.
+func (r *RelayReport) String() string {
+	var b strings.Builder
+	where := "server and gateway apart"
+	if r.Embedded {
+		where = "server and gateway in one process"
+	}
+	fmt.Fprintf(&b, "%d messages of %d B in each of %d rounds, %s storage, engine %s, %s\n", r.Messages, r.Size, r.Rounds, r.Storage, r.Engine, where)
+	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(tw, "relay\tmessages/s\tCPU server\tCPU gateway\tCPU in all\tp50\tp99\tp99.9\t")
+	for i, x := range []*RelayResult{&r.Plain, &r.Sealed, &r.Source} {
+		fmt.Fprintf(tw, "%v\t%.0f\t%.1f us\t%.1f us\t%.1f us\t", relayWay(i), x.MessagesPerSecond, x.CPU.Server, x.CPU.Gateway, x.CPU.Total)
+		if l := x.Latency; l != nil {
+			fmt.Fprintf(tw, "%d us\t%d us\t%d us\t\n", l.P50, l.P99, l.P999)
+		} else {
+			fmt.Fprint(tw, "-\t-\t-\t\n")
+		}
+	}
+	tw.Flush()
+	fmt.Fprintf(&b, "sealed to plain: %.2f of its messages per second (quartiles %.2f to %.2f), %.2f of its CPU; CPU to stream source: %.2f\n",
+		r.SealedToPlain, r.SealedToPlainQuartile[0], r.SealedToPlainQuartile[1], r.CPUToPlain, r.CPUToSource)
+	if r.LatencyRate > 0 {
+		fmt.Fprintf(&b, "latency at %d messages per second, from when each was due\n", r.LatencyRate)
+	}
+	return b.String()
+}

@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyweir/keyweir/bench"
-	"github.com/keyweir/keyweir/gateway"
 )
 
 func newBenchChaos(u *ui) *cobra.Command {
@@ -36,10 +35,8 @@ and of what is published; not their timing.`,
 				return fmt.Errorf("finding this program: %w", err)
 			}
 			cfg.Command, cfg.NoPauses = []string{self}, !pauses
-			if cfg.Engine != "" {
-				if _, err := gateway.ParseEngine(cfg.Engine); err != nil {
-					return usagef("--engine %q is none of auto, async, durable, fast", cfg.Engine)
-				}
+			if err := checkEngine(cfg.Engine); err != nil {
+				return err
 			}
 			if cfg.Servers != 1 && cfg.Servers != 3 {
 				return usagef("--servers %d, want 1 or 3", cfg.Servers)

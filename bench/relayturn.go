@@ -1,0 +1,156 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// turn is one relay of all messages of the source stream.
+type turn struct {
+	rate            float64 // messages per second
+	server, gateway time.Duration
+}
+
+// relaySubjects is how many subjects, and scopes, the messages have.
+const relaySubjects = 16
+
+func relaySubject(i int) string { return fmt.Sprintf("bench.in.t%d", i%relaySubjects) }
+
+// makeSource makes an empty source stream in place of an earlier one.
+func (b *relayBench) makeSource(ctx context.Context) error {
+	if err := b.remove(ctx, relaySource); err != nil {
+		return err
+	}
+	return createStream(ctx, b.js, jetstream.StreamConfig{
+		Name: relaySource, Subjects: []string{relayPattern}, Storage: jetstreamStorage(b.Memory), Duplicates: time.Second,
+	})
+}
+
+func isNotFound(err error) bool { return errors.Is(err, jetstream.ErrStreamNotFound) }
+
+func (b *relayBench) remove(ctx context.Context, stream string) error {
+	err := b.js.DeleteStream(ctx, stream)
+	if err != nil && !isNotFound(err) {
+		return fmt.Errorf("removing stream %s: %w", stream, err)
+	}
+	return nil
+}
+
+// fillSource publishes what all turns relay.
+func (b *relayBench) fillSource(ctx context.Context) error {
+	if err := b.makeSource(ctx); err != nil {
+		return err
+	}
+	payload := make([]byte, b.Size)
+	futures := make([]jetstream.PubAckFuture, 0, 1024)
+	for i := range b.Messages {
+		f, err := b.js.PublishAsync(relaySubject(i), payload, jetstream.WithStallWait(chaosPatience))
+		if err != nil {
+			return fmt.Errorf("publishing: %w", err)
+		}
+		if futures = append(futures, f); len(futures) < cap(futures) && i < b.Messages-1 {
+			continue
+		}
+		for _, f := range futures {
+			select {
+			case <-f.Ok():
+			case err := <-f.Err():
+				return fmt.Errorf("publishing: %w", err)
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		futures = futures[:0]
+	}
+	return nil
+}
+
+// begin starts to copy the source stream; end ends it and removes the copy.
+func (b *relayBench) begin(ctx context.Context, way relayWay) (stream string, end func() error, err error) {
+	stream = b.target(way)
+	if way == waySource {
+		err = createStream(ctx, b.js, jetstream.StreamConfig{
+			Name: stream, Storage: jetstreamStorage(b.Memory), Sources: []*jetstream.StreamSource{{Name: relaySource}},
+		})
+		return stream, func() error { return b.remove(ctx, stream) }, err
+	}
+	_, err = b.gateway.ask(ctx, &workerOrder{Op: opRelay, Relay: &relayOrder{
+		URL: b.url, Source: relaySource, Sealed: stream, Memory: b.Memory, SyncAlways: b.SyncAlways, Engine: b.Engine, Plain: way == wayPlain,
+	}})
+	return stream, func() error {
+		a, err := b.gateway.ask(ctx, &workerOrder{Op: opStop})
+		if err != nil {
+			return err
+		}
+		b.engine = a.Engine
+		return b.remove(ctx, stream)
+	}, err
+}
+
+// used is what server and gateway have used so far.
+func (b *relayBench) used(ctx context.Context) (server, gateway time.Duration, err error) {
+	if server, err = b.server.cpu(ctx); err != nil || b.Embedded {
+		return server, 0, err
+	}
+	gateway, err = b.gateway.cpu(ctx)
+	return server, gateway, err
+}
+
+// turn relays everything once.
+func (b *relayBench) turn(ctx context.Context, way relayWay) (t turn, err error) {
+	server, gateway, err := b.used(ctx)
+	if err != nil {
+		return t, err
+	}
+	stream, end, err := b.begin(ctx, way)
+	if err != nil {
+		return t, err
+	}
+	if t.rate, err = b.follow(ctx, stream); err != nil {
+		return t, err
+	}
+	if t.server, t.gateway, err = b.used(ctx); err != nil {
+		return t, err
+	}
+	t.server -= server
+	t.gateway -= gateway
+	return t, end()
+}
+
+// follow waits for all messages and returns how many came in a second, from the
+// first tenth on: what comes before is the start of a relay.
+func (b *relayBench) follow(ctx context.Context, stream string) (float64, error) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	begin, first := time.Now(), 0
+	moved, seen := begin, 0
+	for {
+		n := 0
+		if s, err := b.js.Stream(ctx, stream); err == nil {
+			n = int(s.CachedInfo().State.Msgs)
+		} else if !isNotFound(err) {
+			return 0, fmt.Errorf("following the copy: %w", err)
+		}
+		now := time.Now()
+		switch {
+		case n >= b.Messages:
+			return float64(b.Messages-first) / now.Sub(begin).Seconds(), nil
+		case first == 0 && n >= b.Messages/10:
+			begin, first = now, n
+		}
+		if n > seen {
+			moved, seen = now, n
+		} else if now.Sub(moved) > chaosPatience {
+			return 0, fmt.Errorf("nothing came for %v after message %d\n%s", chaosPatience, n, b.gateway.tail())
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
