@@ -83,26 +83,6 @@ func (w *workerProcess) cpu(ctx context.Context) (time.Duration, error) {
 	return a.CPU, err
 }
 
-// end closes the process's input, at which it ends, and waits.
-func (w *workerProcess) end(ctx context.Context) error {
-	w.tell()
-	_ = w.in.Close()
-	defer func() { _ = w.out.Close() }()
-	select {
-	case <-w.done:
-	case <-time.After(chaosPatience):
-		w.kill()
-		return fmt.Errorf("ending %s: it goes on\n%s", w.name, w.tail())
-	case <-ctx.Done():
-		w.kill()
-		return context.Cause(ctx)
-	}
-	if w.err != nil {
-		return fmt.Errorf("ending %s: %w\n%s", w.name, w.err, w.tail())
-	}
-	return nil
-}
-
 // drop kills the process and closes the pipes.
 func (w *workerProcess) drop() {
 	w.kill()
