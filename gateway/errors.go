@@ -100,6 +100,7 @@ var hints = []struct {
 	{ErrSourceGap, "the messages are gone; to go on, set on_source_gap: continue, or name the first source sequence to seal with --resume-from"},
 	{ErrPosition, "check who else may publish to the sealed subjects or delete from the sealed stream; then name the first source sequence to seal with --resume-from"},
 	{ErrNoStart, "set the route's start to first, new, a sequence or a time"},
+	{ErrUnsealed, "they came before the route's start, were skipped by --resume-from, or their sealed copies expired: seal or remove those yourself first"},
 	{ErrTooLarge, "raise max_payload of the sealed stream's server (or the stream's max_msg_size), or remove the message from the source stream"},
 	{ErrHeaders, "an envelope carries at most 64 headers of 32 KiB; remove the message from the source stream"},
 	{ErrEngine, "set engine: auto, or update the sealed stream's server and set allow_batched (fast) or allow_atomic (durable) on the stream"},
