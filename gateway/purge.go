@@ -136,10 +136,10 @@ func (p *purger) run(ctx context.Context) (*PurgeReport, error) {
 func (p *purger) locate(ctx context.Context) (*place, *destination, *jetstream.StreamInfo, error) {
 	fail := func(err error) (*place, *destination, *jetstream.StreamInfo, error) { return nil, nil, nil, err }
 	w := p.w
-	d, err := openDestination(ctx, w.sealedJS, &w.route, w.prefix)
-	if err != nil {
+	if _, err := openDestination(ctx, w.sealedJS, &w.route, w.prefix); err != nil {
 		return fail(err)
 	}
+	var err error
 	kctx, cancel := context.WithTimeout(ctx, keysTimeout)
 	w.routeKey, err = w.keys.RouteKey(kctx, w.route.Name)
 	cancel()
@@ -158,7 +158,8 @@ func (p *purger) locate(ctx context.Context) (*place, *destination, *jetstream.S
 	case !errors.Is(err, jetstream.ErrStreamNotFound):
 		return fail(err)
 	}
-	if d, err = openDestination(ctx, w.sealedJS, &w.route, w.prefix); err != nil {
+	d, err := openDestination(ctx, w.sealedJS, &w.route, w.prefix)
+	if err != nil {
 		return fail(err)
 	}
 	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), source: w.route.Source.Stream}
@@ -203,7 +204,7 @@ func (p *purger) compare(ctx context.Context, place *place, d *destination, r *P
 	defer from.close(ctx)
 	signer, chain := newSigner(w.routeKey, &w.home, place.chain, place.created), place.chain
 	var last uint64 // source sequence of the copy before
-	var have *item // the source message not yet compared
+	var have *item  // the source message not yet compared
 	var missing, firstMissing uint64
 	for n := uint64(1); ; n++ {
 		it, err := copies.next(ctx)

@@ -59,11 +59,11 @@ func (r *runner) stats() RouteStats {
 // ResumeFrom does not count: it answers a route that stopped, and does nothing to
 // one that runs. Connections are compared by identity.
 func sameRoute(a, b Route) bool {
-	if a.Source.Conn != b.Source.Conn || a.Sealed.Conn != b.Sealed.Conn {
+	if a.Source.Conn != b.Source.Conn || a.Sealed.Conn != b.Sealed.Conn || a.unseal != b.unseal {
 		return false
 	}
 	for _, r := range []*Route{&a, &b} {
-		r.Source.Conn, r.Sealed.Conn, r.ResumeFrom = nil, nil, nil
+		r.Source.Conn, r.Sealed.Conn, r.unseal, r.ResumeFrom = nil, nil, nil, nil
 	}
 	return reflect.DeepEqual(a, b)
 }

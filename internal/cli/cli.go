@@ -72,7 +72,7 @@ To try it with the nats CLI:
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.AddCommand(
 		newBench(u), newCat(u), newConfig(u), newDemo(u), newDev(u), newDomainKey(u), newGateway(u), newIdentity(u),
-		newInspect(u), newKeysvc(u), newPub(u), newReaders(u), newVerify(u), newVersion(u),
+		newInspect(u), newKeysvc(u), newPub(u), newPurge(u), newReaders(u), newVerify(u), newVersion(u),
 	)
 	return root
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,7 +16,6 @@ import (
 	"github.com/keyweir/keyweir/gateway"
 	"github.com/keyweir/keyweir/internal/config"
 	"github.com/keyweir/keyweir/internal/envelope"
-	"github.com/keyweir/keyweir/internal/telemetry"
 	"github.com/keyweir/keyweir/keysvc"
 )
 
@@ -33,7 +33,11 @@ neither loses a message.
 
 --resume-from answers a route that stopped because it could not tell where it
 stands: it names the first source sequence to seal. It is ignored while the
-position is sound.`,
+position is sound.
+
+SIGHUP reads the configuration again. Routes that did not change go on untouched;
+others drain and start anew, without losing or doubling a message. A file that is
+not valid is refused, with a line in the log, and the one before it stays in force.`,
 		Example: "  keyweir gateway --config keyweir.yaml\n  keyweir gateway --config keyweir.yaml --resume-from orders=120034",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			from, err := parseResume(resume)
@@ -47,7 +51,7 @@ position is sound.`,
 			if f.Gateway == nil {
 				return fmt.Errorf("%s has no gateway section", path)
 			}
-			return runGateway(cmd.Context(), u, f, from, instance)
+			return runGateway(cmd.Context(), u, path, f, from, instance)
 		},
 	}
 	configFlag(cmd, &path)
@@ -73,12 +77,19 @@ func parseResume(pairs []string) (map[string]uint64, error) {
 	return out, nil
 }
 
-func runGateway(ctx context.Context, u *ui, f *config.File, resume map[string]uint64, instance string) (err error) {
+func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume map[string]uint64, instance string) (err error) {
+	signals, unhook := hangups()
+	defer unhook()
 	if err := noCoreDumps(); err != nil {
 		return err
 	}
 	if err := f.CheckSecrets(); err != nil {
 		return err
+	}
+	for name := range resume {
+		if !slices.ContainsFunc(f.Gateway.Routes, func(r config.Route) bool { return r.Name == name }) {
+			return usagef("--resume-from: the configuration has no route %q", name)
+		}
 	}
 	tel, stop, err := setupTelemetry(ctx, u, f.Telemetry, "keyweir-gateway")
 	if err != nil {
@@ -86,9 +97,17 @@ func runGateway(ctx context.Context, u *ui, f *config.File, resume map[string]ui
 	}
 	defer func() { err = errors.Join(err, stop()) }()
 	log := tel.Logger()
-	conns := newConnections(f, "gateway", log)
-	defer conns.close()
-	keys, err := gatewayKeys(f, conns)
+	p := &gatewayProcess{
+		path: path, resume: resume, log: log, file: f, conns: newConnections(f, "gateway", log),
+		ready: &readiness{checks: tel.Readiness()},
+	}
+	defer func() { p.conns.close() }()
+	id, err := loadIdentity(f.Gateway.Identity)
+	if err != nil {
+		return fmt.Errorf("loading gateway identity: %w", err)
+	}
+	p.identity = id.Public()
+	keys, err := newKeysClient(f, id, p.conns)
 	if err != nil {
 		return err
 	}
@@ -96,38 +115,30 @@ func runGateway(ctx context.Context, u *ui, f *config.File, resume map[string]ui
 		Keys: keys, Instance: instance, ClaimTTL: f.Gateway.ClaimTTL.Or(0), Logger: log,
 		MeterProvider: tel.MeterProvider(), TracerProvider: tel.TracerProvider(),
 	}
-	for _, r := range f.Gateway.Routes {
-		route, err := toRoute(r, conns)
-		if err != nil {
-			return err
-		}
-		if seq, ok := resume[r.Name]; ok {
-			route.ResumeFrom = &seq
-			delete(resume, r.Name)
-		}
-		cfg.Routes = append(cfg.Routes, route)
-	}
-	for name := range resume {
-		return usagef("--resume-from: the configuration has no route %q", name)
-	}
-	g, err := gateway.New(cfg)
-	if err != nil {
+	if cfg.Routes, err = gatewayRoutes(f, p.conns, resume); err != nil {
 		return err
 	}
-	addReadiness(tel.Readiness(), g)
+	if p.gateway, err = gateway.New(cfg); err != nil {
+		return err
+	}
+	p.ready.follow(p.gateway)
 	log.Info("gateway started", "routes", len(cfg.Routes), "version", readVersion().Version)
-	err = g.Run(ctx)
+	watching, cancel := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		p.watch(watching, signals)
+	}()
+	err = p.gateway.Run(ctx)
+	cancel()
+	<-watched
 	if err == nil {
 		log.Info("gateway stopped")
 	}
 	return err
 }
 
-func gatewayKeys(f *config.File, conns *connections) (*keysvc.Client, error) {
-	id, err := loadIdentity(f.Gateway.Identity)
-	if err != nil {
-		return nil, fmt.Errorf("loading gateway identity: %w", err)
-	}
+func newKeysClient(f *config.File, id keysvc.Identity, conns *connections) (*keysvc.Client, error) {
 	nc, err := conns.get(f.Gateway.Keysvc.NATS)
 	if err != nil {
 		return nil, err
@@ -137,22 +148,21 @@ func gatewayKeys(f *config.File, conns *connections) (*keysvc.Client, error) {
 	})
 }
 
-// addReadiness makes the process ready when every route runs, or waits for an
-// instance that does.
-func addReadiness(r *telemetry.Readiness, g *gateway.Gateway) {
-	for i, s := range g.Stats() {
-		r.Add("route "+s.Name, func() error {
-			s := g.Stats()[i]
-			switch s.State {
-			case gateway.StateRunning, gateway.StateWaiting:
-				return nil
-			}
-			if s.LastError != nil {
-				return fmt.Errorf("%v: %w", s.State, s.LastError)
-			}
-			return fmt.Errorf("%v", s.State)
-		})
+// gatewayRoutes makes the routes of a configuration; resume has the answers of
+// the command line.
+func gatewayRoutes(f *config.File, conns *connections, resume map[string]uint64) ([]gateway.Route, error) {
+	var out []gateway.Route
+	for _, r := range f.Gateway.Routes {
+		route, err := toRoute(r, conns)
+		if err != nil {
+			return nil, err
+		}
+		if seq, ok := resume[r.Name]; ok {
+			route.ResumeFrom = &seq
+		}
+		out = append(out, route)
 	}
+	return out, nil
 }
 
 // toRoute makes a route of the gateway of one of the configuration.
@@ -217,28 +227,52 @@ type connections struct {
 	file *config.File
 	what string
 	log  *slog.Logger
+	dial func(n config.Connection, name, what string, log *slog.Logger) (*nats.Conn, error)
 	open map[string]*nats.Conn
+	kept map[string]*nats.Conn // of the configuration before, with the same settings
 }
 
 func newConnections(f *config.File, what string, log *slog.Logger) *connections {
-	return &connections{f, what, log, map[string]*nats.Conn{}}
+	return &connections{f, what, log, dialService, map[string]*nats.Conn{}, nil}
+}
+
+// next is for the configuration that follows: it takes over what is open where
+// the settings are the same.
+func (c *connections) next(f *config.File) *connections {
+	n := newConnections(f, c.what, c.log)
+	n.dial, n.kept = c.dial, map[string]*nats.Conn{}
+	for name, nc := range c.open {
+		if f.NATS[name] == c.file.NATS[name] {
+			n.kept[name] = nc
+		}
+	}
+	return n
 }
 
 func (c *connections) get(name string) (*nats.Conn, error) {
-	if nc := c.open[name]; nc != nil {
-		return nc, nil
+	nc := c.open[name]
+	if nc == nil {
+		nc = c.kept[name]
 	}
-	nc, err := dialService(c.file.NATS[name], name, c.what, c.log)
-	if err != nil {
-		return nil, err
+	if nc == nil {
+		var err error
+		if nc, err = c.dial(c.file.NATS[name], name, c.what, c.log); err != nil {
+			return nil, err
+		}
 	}
 	c.open[name] = nc
 	return nc, nil
 }
 
 // close sends what is buffered and closes all.
-func (c *connections) close() {
-	for _, nc := range c.open {
+func (c *connections) close() { c.closeBut(nil) }
+
+// closeBut closes those that other, if not nil, does not hold as well.
+func (c *connections) closeBut(other *connections) {
+	for name, nc := range c.open {
+		if other != nil && other.open[name] == nc {
+			continue
+		}
 		if nc.IsConnected() {
 			_ = nc.FlushTimeout(time.Second) // nothing that matters is unacknowledged by now
 		}
