@@ -175,13 +175,31 @@ func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 		},
 	}
 	var err error
-	if out.Engine, err = gateway.ParseEngine(string(r.Engine)); err != nil {
-		return out, err
-	}
 	if out.Source.Conn, err = conns.get(r.Source.NATS); err != nil {
 		return out, err
 	}
 	if out.Sealed.Conn, err = conns.get(r.Sealed.NATS); err != nil {
+		return out, err
+	}
+	if r.Record != "" {
+		if out.Record, err = envelope.ParseRecordMode(string(r.Record)); err != nil {
+			return out, err
+		}
+	}
+	if c := r.Sealed.Create; c != nil {
+		out.Sealed.Create = &gateway.CreateSealed{Replicas: c.Replicas, MaxAge: c.MaxAge.Or(0), MaxBytes: int64(c.MaxBytes)}
+		if c.Storage == "memory" {
+			out.Sealed.Create.Storage = gateway.MemoryStorage
+		}
+	}
+	if r.Ingest == config.IngestCore {
+		out.Ingest = &gateway.CoreIngest{
+			AllowTTL: r.AllowTTL, AllowExpectedLast: r.AllowExpectedLast,
+			QueueMessages: r.QueueMessages, QueueBytes: int64(r.QueueBytes), KeyWait: r.KeyWait.Or(0),
+		}
+		return out, nil
+	}
+	if out.Engine, err = gateway.ParseEngine(string(r.Engine)); err != nil {
 		return out, err
 	}
 	if out.Source.AfterSeal, err = gateway.ParseAfterSeal(string(r.Source.AfterSeal)); err != nil {
@@ -204,19 +222,8 @@ func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 	default:
 		out.Source.Start = gateway.StartTime(start.Time)
 	}
-	if r.Record != "" {
-		if out.Record, err = envelope.ParseRecordMode(string(r.Record)); err != nil {
-			return out, err
-		}
-	}
 	if r.Sealed.SyncInterval.Always {
 		out.Sealed.SyncInterval = gateway.SyncAlways
-	}
-	if c := r.Sealed.Create; c != nil {
-		out.Sealed.Create = &gateway.CreateSealed{Replicas: c.Replicas, MaxAge: c.MaxAge.Or(0), MaxBytes: int64(c.MaxBytes)}
-		if c.Storage == "memory" {
-			out.Sealed.Create.Storage = gateway.MemoryStorage
-		}
 	}
 	return out, nil
 }

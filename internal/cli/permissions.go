@@ -125,6 +125,15 @@ func (p *permission) consumers(stream string) {
 }
 
 func (p *permission) source(r config.Route) {
+	if r.Ingest == config.IngestCore {
+		// It makes sure that no stream stores what publishers send, and answers them.
+		p.publish("$JS.API.STREAM.NAMES")
+		for _, s := range r.Source.Subjects {
+			p.Subscribe = append(p.Subscribe, s+" "+gateway.QueueGroup(r.Name))
+		}
+		p.Responses = true
+		return
+	}
 	p.stream(r.Source.Stream, "STREAM.INFO", "STREAM.MSG.GET")
 	p.consumers(r.Source.Stream)
 	p.publish("$JS.ACK." + r.Source.Stream + ".>") // WorkQueue and interest streams
@@ -139,6 +148,9 @@ func (p *permission) sealed(r config.Route) {
 		p.stream(r.Sealed.Stream, "STREAM.CREATE")
 	}
 	p.publish(r.Sealed.Subject)
+	if r.Ingest == config.IngestCore {
+		return // no position, no claim
+	}
 	for _, b := range []string{gateway.ClaimsBucket, gateway.PositionsBucket} {
 		p.stream("KV_"+b, "STREAM.INFO", "STREAM.MSG.GET", "STREAM.CREATE")
 		p.publish("$KV." + b + ".>")

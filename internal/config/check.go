@@ -197,7 +197,7 @@ func (c *checker) gateway(path string, g *Gateway) {
 		}
 		names[r.Name] = i
 		target := r.Sealed.NATS + " " + r.Sealed.Stream
-		if j, ok := targets[target]; ok && r.Sealed.Stream != "" {
+		if j, ok := targets[target]; ok && r.Sealed.Stream != "" && (r.Ingest != IngestCore || g.Routes[j].Ingest != IngestCore) {
 			c.fail(at+".sealed.stream", "%q is already written by routes[%d]: one route per sealed stream", r.Sealed.Stream, j)
 		}
 		targets[target] = i
@@ -207,18 +207,16 @@ func (c *checker) gateway(path string, g *Gateway) {
 func (c *checker) route(path string, r Route) {
 	c.token(path+".name", r.Name)
 	c.natsName(path+".source.nats", r.Source.NATS)
-	c.streamName(path+".source.stream", r.Source.Stream)
 	if len(r.Source.Subjects) == 0 {
 		c.fail(path+".source.subjects", "at least one subject is required")
 	}
 	for i, s := range r.Source.Subjects {
 		c.pattern(fmt.Sprintf("%s.source.subjects[%d]", path, i), s)
 	}
-	c.required(path+".source.after_seal", string(r.Source.AfterSeal))
-	if c.required(path+".source.start", r.Source.Start) {
-		if _, err := ParseStart(r.Source.Start); err != nil {
-			c.fail(path+".source.start", "%v", err)
-		}
+	if r.Ingest == IngestCore {
+		c.core(path, r)
+	} else {
+		c.stream(path, r)
 	}
 	c.natsName(path+".sealed.nats", r.Sealed.NATS)
 	c.streamName(path+".sealed.stream", r.Sealed.Stream)

@@ -88,6 +88,16 @@ func TestDamagedExample(t *testing.T) {
 		{"scope in grant", `["tenant/*"], expires`, `["ten*t"], expires`, []string{"ending in *"}},
 		{"listen", `"127.0.0.1:9464"`, `"9464"`, []string{"host:port"}},
 		{"trace ratio", "# otlp: {endpoint: \"http://collector:4318\", trace_ratio: 0.01}", "otlp: {endpoint: \"http://collector:4318\", trace_ratio: 1.5}", []string{"from 0 to 1"}},
+		{"core with a stream", "source: {nats: hub, subjects: [payments.>]}", "source: {nats: hub, stream: P, subjects: [payments.>]}", []string{"source.stream: not with ingest: core"}},
+		{"core with after_seal", "source: {nats: hub, subjects: [payments.>]}", "source: {nats: hub, after_seal: purge, start: new, subjects: [payments.>]}", []string{"source.after_seal: not with ingest: core", "source.start: not with"}},
+		{"core with an engine", "ingest: core", "ingest: core\n      engine: fast\n      window: 5", []string{"engine: not with ingest: core", "window: not with"}},
+		{"core of everything", "subjects: [payments.>]", "subjects: [\">\"]", []string{"must begin with a word of your own"}},
+		{"core queue", "queue_messages: 8192", "queue_messages: 2000000", []string{"1 to 1048576"}},
+		{"core bytes", "queue_bytes: 64MiB", "queue_bytes: 64KiB", []string{"at least 1MiB"}},
+		{"core wait", "key_wait: 2s", "key_wait: 2m", []string{"at most 1m"}},
+		{"core keys without core", "ingest: core", "ingest: stream", []string{"queue_messages: only with ingest: core", "source.stream: required"}},
+		{"unknown ingest", "ingest: core", "ingest: cor", []string{"ingest"}},
+		{"core beside a relay", "stream: SEALED_PAYMENTS", "stream: SEALED_ORDERS", []string{"already written by routes[0]"}},
 		{"no yaml", "service: prod", "service: [", []string{example + ":"}},
 	}
 	for _, tt := range tests {

@@ -28,11 +28,34 @@ type KeysvcClient struct {
 }
 
 // Route relays one stream of plaintext into one sealed stream, exactly once and
-// in order per subject.
+// in order per subject; or, with ingest: core, seals what is published.
 type Route struct {
 	// Name is the route's name, one token of a NATS subject; it must stay the
 	// same for as long as the sealed stream lives. Required.
 	Name string `yaml:"name"`
+	// Ingest is where plaintext comes from. "stream" reads a stream; "core" takes
+	// plain publishes and requests, so that no plaintext is ever stored: every
+	// JetStream client that publishes gets the sealed stream's acknowledgement. It
+	// needs a sealed stream of its own mode, which other core routes may share, and
+	// takes no source.stream, after_seal, start, on_source_gap, engine and window.
+	// Default: stream.
+	Ingest IngestKind `yaml:"ingest"`
+	// AllowTTL lets publishers of a core route give a message a time to live
+	// (Nats-TTL). Default: refused.
+	AllowTTL bool `yaml:"allow_ttl"`
+	// AllowExpectedLast lets publishers of a core route make a message conditional
+	// on the last one stored (Nats-Expected-Last-Sequence, -Last-Subject-Sequence
+	// and -Last-Msg-Id), as the sealed stream counts. Default: refused.
+	AllowExpectedLast bool `yaml:"allow_expected_last"`
+	// QueueMessages bounds how many messages of a core route may wait, for keys
+	// above all; what does not fit is answered with an error. At most 1048576.
+	// Default: 8192.
+	QueueMessages int `yaml:"queue_messages"`
+	// QueueBytes bounds the same in bytes, at least 1MiB. Default: 64MiB.
+	QueueBytes Size `yaml:"queue_bytes"`
+	// KeyWait is how long the first message of a scope waits for its key in a core
+	// route before it is answered with an error, at most 1m. Default: 2s.
+	KeyWait Duration `yaml:"key_wait"`
 	// Source is where plaintext is read.
 	Source Source `yaml:"source"`
 	// Sealed is where envelopes are stored.
@@ -72,21 +95,31 @@ type EngineName string
 // Values lists what the file may say.
 func (EngineName) Values() []string { return []string{"auto", "fast", "durable", "async"} }
 
+// IngestKind names where plaintext comes from.
+type IngestKind string
+
+// IngestCore takes plain publishes.
+const IngestCore IngestKind = "core"
+
+// Values lists what the file may say.
+func (IngestKind) Values() []string { return []string{"stream", "core"} }
+
 // Source is the plaintext side of a route.
 type Source struct {
 	// NATS is the name of the connection. Required.
 	NATS string `yaml:"nats"`
 	// Stream holds the plaintext. Memory storage on a server of its own keeps
-	// plaintext off disks. Required.
+	// plaintext off disks. Required, save with ingest: core.
 	Stream string `yaml:"stream"`
 	// Subjects select what is sealed: NATS patterns that do not overlap. Required.
 	Subjects []string `yaml:"subjects"`
 	// AfterSeal is "purge", which removes the plaintext once its sealed copy is
-	// safely stored, or "keep". A WorkQueue stream always removes. Required.
+	// safely stored, or "keep". A WorkQueue stream always removes. Required, save
+	// with ingest: core.
 	AfterSeal AfterSeal `yaml:"after_seal"`
 	// Start is where a new route begins: "first", "new", a stream sequence, or a
 	// time (RFC 3339). It counts only while the sealed stream has no position.
-	// Required.
+	// Required, save with ingest: core.
 	Start string `yaml:"start"`
 	// OnSourceGap says what happens when messages expired before they were
 	// sealed: "stop", or "continue", which counts them and tells readers.
@@ -98,7 +131,8 @@ type Source struct {
 type Sealed struct {
 	// NATS is the name of the connection. Required.
 	NATS string `yaml:"nats"`
-	// Stream stores the envelopes. One route writes to it, nobody else. Required.
+	// Stream stores the envelopes. One route writes to it, nobody else, or with
+	// ingest: core several such routes. Required.
 	Stream string `yaml:"stream"`
 	// Subject is where envelopes are published: a prefix ending in ".>", which
 	// the origin subject is appended to ("sealed.>" makes sealed.orders.eu of
