@@ -54,3 +54,18 @@ func (r *RelayReport) String() string {
 	}
 	return b.String()
 }
+
+// String returns a table for people.
+func (r *SoakReport) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%.0f messages per second for %.0f s, %d percent of %.0f; %d messages, %d unsealed, %d behind at most\n",
+		r.MessagesPerSecond, r.Seconds, r.RatePercent, r.MaxMessagesPerSecond, r.Messages, r.Unsealed, r.MaxBehind)
+	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(tw, "process\tmemory\tat the end\tgrowth\tgoroutines\tat the end\tdescriptors\tat the end\tCPU\t")
+	for _, p := range r.Processes {
+		fmt.Fprintf(tw, "%s\t%.1f MiB\t%.1f MiB\t%.1f %%\t%d\t%d\t%d\t%d\t%.0f %%\t\n", p.Name, float64(p.RSSStart)/(1<<20), float64(p.RSSEnd)/(1<<20),
+			p.RSSGrowthPercent, p.GoroutinesStart, p.GoroutinesEnd, p.DescriptorsStart, p.DescriptorsEnd, p.CPUPercent)
+	}
+	tw.Flush()
+	return b.String()
+}

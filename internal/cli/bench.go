@@ -9,7 +9,7 @@ import (
 )
 
 func newBench(u *ui) *cobra.Command {
-	return group("bench", "Measure what sealing costs", newBenchChaos(u), newBenchRelay(u), newBenchSeal(u), newBenchWorker(u))
+	return group("bench", "Measure what sealing costs", newBenchChaos(u), newBenchRelay(u), newBenchSeal(u), newBenchSoak(u), newBenchWorker(u))
 }
 
 func newBenchSeal(u *ui) *cobra.Command {
