@@ -80,7 +80,7 @@ func newSealLoop(b testing.TB, size int, header nats.Header) *sealLoop {
 	if err != nil {
 		b.Fatal(err)
 	}
-	ring := newKeyring(keys, envelope.SessionConfig{Record: envelope.RecordReference}, "sealed.", newRouteMetrics(inst, "r"))
+	ring := newKeyring(keys, envelope.SessionConfig{Record: envelope.RecordReference}, "sealed.", newRouteMetrics(inst))
 	b.Cleanup(ring.close)
 	if err := ring.loadRules(context.Background()); err != nil {
 		b.Fatal(err)

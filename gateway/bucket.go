@@ -93,10 +93,26 @@ func (b *bucket) del(ctx context.Context, key string, revision uint64) error {
 	return err
 }
 
+// write writes an entry that only this instance writes, whatever its revision.
+func (b *bucket) write(ctx context.Context, key string, value []byte) error {
+	_, err := b.send(ctx, &nats.Msg{Subject: b.subject(key), Data: value})
+	return err
+}
+
+// remove deletes such an entry.
+func (b *bucket) remove(ctx context.Context, key string) error {
+	_, err := b.send(ctx, &nats.Msg{Subject: b.subject(key), Header: nats.Header{"KV-Operation": {"DEL"}}})
+	return err
+}
+
 func (b *bucket) publish(ctx context.Context, m *nats.Msg, revision uint64) (uint64, error) {
+	return b.send(ctx, m, jetstream.WithExpectLastSequencePerSubject(revision))
+}
+
+func (b *bucket) send(ctx context.Context, m *nats.Msg, opts ...jetstream.PublishOpt) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	ack, err := b.js.PublishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(revision))
+	ack, err := b.js.PublishMsg(ctx, m, opts...)
 	if err != nil {
 		if wrongSequence(err) {
 			err = errRevision

@@ -25,22 +25,30 @@ func takeClaim(ctx context.Context, b *bucket, key string, value []byte) (*claim
 	if b.ttl <= 0 {
 		return nil, errNoTTL
 	}
-	c := &claim{b: b, key: key, value: value}
 	poll := min(b.ttl/4, time.Second)
 	for {
-		held, revision, err := b.get(ctx, key)
-		if err == nil && (held == nil || string(held) == string(value)) {
-			if c.revision, err = b.put(ctx, key, value, revision); err == nil {
-				return c, nil
-			}
-		}
-		if err != nil && !errors.Is(err, errRevision) {
-			return nil, err
+		if c, err := tryClaim(ctx, b, key, value); c != nil || err != nil {
+			return c, err
 		}
 		if err := sleep(ctx, poll); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// tryClaim takes the claim if it is free; nil without error means that it is not.
+func tryClaim(ctx context.Context, b *bucket, key string, value []byte) (*claim, error) {
+	held, revision, err := b.get(ctx, key)
+	if err != nil || held != nil && string(held) != string(value) {
+		return nil, err
+	}
+	if revision, err = b.put(ctx, key, value, revision); errors.Is(err, errRevision) {
+		return nil, nil // somebody was faster
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &claim{b: b, key: key, value: value, revision: revision}, nil
 }
 
 // hold renews the claim until ctx ends (nil) or the claim is lost: taken over, or

@@ -37,6 +37,9 @@ var (
 	// stream's last message was written by somebody else, or is gone without a
 	// position record that matches.
 	ErrPosition = errors.New("gateway: position unknown")
+	// ErrLayout: the partitions of the route are not those it was relayed with, and
+	// those were not drained.
+	ErrLayout = errors.New("gateway: partitions changed")
 	// ErrNoStart: nothing was relayed yet and the route does not say where to begin.
 	ErrNoStart = errors.New("gateway: start is required on the first run")
 	// ErrTooLarge: one message would exceed what the sealed stream's server takes
@@ -65,6 +68,8 @@ var (
 
 	errAckLost     = errors.New("gateway: acknowledgement lost")
 	errClaimLost   = errors.New("gateway: claim lost")
+	errHandOver    = errors.New("gateway: handing the partition over")
+	errDrained     = errors.New("gateway: drained")
 	errReopen      = errors.New("gateway: source must be read again")
 	errRefused     = errors.New("gateway: sealed stream refused the message")
 	errRecordMoved = errors.New("gateway: position record changed by another instance")
@@ -99,6 +104,7 @@ var hints = []struct {
 	{ErrSourceChanged, "find out who recreated or restored the source stream; then name the first source sequence to seal with --resume-from"},
 	{ErrSourceGap, "the messages are gone; to go on, set on_source_gap: continue, or name the first source sequence to seal with --resume-from"},
 	{ErrPosition, "check who else may publish to the sealed subjects or delete from the sealed stream; then name the first source sequence to seal with --resume-from"},
+	{ErrLayout, "configure the recorded partitions again; to change them, run them with --drain until it ends, take the subjects from their sealed streams or delete those, then start the new ones with new sealed streams"},
 	{ErrNoStart, "set the route's start to first, new, a sequence or a time"},
 	{ErrUnsealed, "they came before the route's start, were skipped by --resume-from, or their sealed copies expired: seal or remove those yourself first"},
 	{ErrTooLarge, "raise max_payload of the sealed stream's server (or the stream's max_msg_size), or remove the message from the source stream"},
@@ -113,7 +119,7 @@ var hints = []struct {
 }
 
 var stopping = []error{
-	ErrConfig, ErrSource, ErrDestination, ErrEngine, ErrSourceChanged, ErrSourceGap, ErrPosition, ErrNoStart, ErrTooLarge,
+	ErrConfig, ErrSource, ErrDestination, ErrEngine, ErrSourceChanged, ErrSourceGap, ErrPosition, ErrLayout, ErrNoStart, ErrTooLarge,
 	ErrHeaders, ErrUndecryptable, ErrPark, ErrConnection, nats.ErrConnectionClosed, keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported,
 }
 

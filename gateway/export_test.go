@@ -24,12 +24,14 @@ func (g *Gateway) Tune(t Tuning) {
 	set(&g.tune.drain, t.Drain)
 	set(&g.tune.progress, t.Progress)
 	for _, r := range g.runners {
-		switch w := r.relay.(type) {
-		case *worker:
-			w.tune, w.noClaim = g.tune, t.NoClaim
-		case *ingest:
-			w.tune = g.tune
-			set(&w.recheck, t.Tick)
+		for _, p := range r.parts {
+			switch w := p.relay.(type) {
+			case *worker:
+				w.tune, w.noClaim = g.tune, t.NoClaim
+			case *ingest:
+				w.tune = g.tune
+				set(&w.recheck, t.Tick)
+			}
 		}
 	}
 }

@@ -130,11 +130,16 @@ func checkRoutes(routes []Route) ([]Route, error) {
 		if streams[r.Sealed.Conn] == nil {
 			streams[r.Sealed.Conn] = make(map[string]bool)
 		}
-		open, taken := streams[r.Sealed.Conn][r.Sealed.Stream]
-		if names[r.Name] || taken && !(open && r.Ingest != nil) {
+		bad := names[r.Name]
+		names[r.Name] = true
+		for _, s := range r.sealedStreams() {
+			open, taken := streams[r.Sealed.Conn][s]
+			bad = bad || taken && !(open && r.Ingest != nil)
+			streams[r.Sealed.Conn][s] = r.Ingest != nil
+		}
+		if bad {
 			return nil, &RouteError{r.Name, fmt.Errorf("%w: route name and sealed stream belong to one route only", ErrConfig)}
 		}
-		names[r.Name], streams[r.Sealed.Conn][r.Sealed.Stream] = true, r.Ingest != nil
 		out = append(out, r)
 	}
 	return out, checkIngests(out)
@@ -147,24 +152,50 @@ func (g *Gateway) newRunner(keys Keys, r Route) (*runner, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &runner{route: r, relay: in, done: make(chan struct{})}, nil
+		return &runner{route: r, parts: []*partRunner{{relay: in}}, done: make(chan struct{})}, nil
 	}
-	w, err := g.newWorker(keys, r)
+	n := &runner{route: r, done: make(chan struct{})}
+	parts, of, err := g.parts(&r)
 	if err != nil {
 		return nil, err
 	}
-	return &runner{route: r, relay: w, done: make(chan struct{})}, nil
+	n.share = of.share
+	for i, p := range parts {
+		of.number = uint32(i)
+		w, err := g.newWorker(keys, p, of)
+		if err != nil {
+			return nil, err
+		}
+		n.parts = append(n.parts, &partRunner{relay: w})
+	}
+	return n, nil
 }
 
-func (g *Gateway) newWorker(keys Keys, r Route) (*worker, error) {
+// parts splits a route. The part returned is what its partitions have in common.
+func (g *Gateway) parts(r *Route) ([]Route, part, error) {
+	prefix, err := r.prefix()
+	if err != nil {
+		return nil, part{}, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
+	}
+	parts := r.split()
+	of := part{layout: newLayout(r, parts, prefix)}
+	if r.Source.Partitions != nil {
+		of.share = newShare(r.Name, g.cfg.Instance, len(parts), g.log.With("route", r.Name))
+	}
+	return parts, of, nil
+}
+
+// newWorker makes the worker of one partition, which r is reduced to.
+func (g *Gateway) newWorker(keys Keys, r Route, of part) (*worker, error) {
 	w := &worker{
-		route: r, instance: g.cfg.Instance, tune: g.tune, keys: keys, log: g.log.With("route", r.Name),
-		metrics: newRouteMetrics(g.metrics, r.Name),
+		route: r, part: of, prefix: of.layout.Prefix, instance: g.cfg.Instance, tune: g.tune, keys: keys, log: g.log.With("route", r.Name),
+	}
+	w.board.s = RouteStats{Name: r.Name, Partition: int(of.number), Partitions: int(of.count()), SealedStream: r.Sealed.Stream, State: StateIdle}
+	w.metrics = newRouteMetrics(g.metrics, w.board.s.attributes()...)
+	if of.share != nil {
+		w.log = w.log.With("partition", of.number)
 	}
 	var err error
-	if w.prefix, err = r.prefix(); err != nil {
-		return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
-	}
 	if w.sourceJS, err = jetstream.New(r.Source.Conn); err != nil {
 		return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
 	}
@@ -174,7 +205,6 @@ func (g *Gateway) newWorker(keys Keys, r Route) (*worker, error) {
 	if g.cfg.TracerProvider != nil {
 		w.tracer, w.propagator = g.cfg.TracerProvider.Tracer(instrumentation), otel.GetTextMapPropagator()
 	}
-	w.board.s = RouteStats{Name: r.Name, State: StateIdle}
 	return w, nil
 }
 
@@ -182,8 +212,8 @@ func (g *Gateway) newWorker(keys Keys, r Route) (*worker, error) {
 // acknowledgements on their way, writes the position records, releases what may
 // be released and gives up the claims. It then returns nil, or the [*RouteError]s
 // of the routes that had stopped, joined. One route's stop does not touch the
-// others; Run returns early only when all have stopped. It blocks, and may be
-// called once. [Gateway.Reconfigure] changes the routes meanwhile.
+// others, nor one partition's; Run returns early only when all have stopped or are
+// drained. It blocks, and may be called once. [Gateway.Reconfigure] changes the routes meanwhile.
 func (g *Gateway) Run(ctx context.Context) error {
 	if g.started.Swap(true) {
 		return errors.New("gateway: Run was called before")
@@ -202,7 +232,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 			q.answer <- reconfigured{c, err}
 		case now := <-tick.C:
 			for _, r := range g.runners {
-				r.catch.look(r.relay.stats(), now, g.log.With("route", r.route.Name))
+				r.look(now, g.log)
 			}
 		}
 	}
@@ -224,14 +254,15 @@ func (g *Gateway) over() bool {
 	return true
 }
 
-// Stats returns a snapshot of every route, in the order of the configuration.
+// Stats returns a snapshot of every route, in the order of the configuration; of
+// a partitioned route, one of each partition.
 func (g *Gateway) Stats() []RouteStats {
 	g.mu.Lock()
 	runners := g.runners
 	g.mu.Unlock()
-	out := make([]RouteStats, len(runners))
-	for i, r := range runners {
-		out[i] = r.stats()
+	out := make([]RouteStats, 0, len(runners))
+	for _, r := range runners {
+		out = append(out, r.stats()...)
 	}
 	return out
 }

@@ -133,8 +133,9 @@ func checkIngests(routes []Route) error {
 func (g *Gateway) newIngest(keys Keys, r Route) (*ingest, error) {
 	in := &ingest{
 		route: r, guard: &g.guard, tune: g.tune, recheck: defaultRecheck, keys: keys, log: g.log.With("route", r.Name),
-		metrics: newRouteMetrics(g.metrics, r.Name),
 	}
+	in.board.s = RouteStats{Name: r.Name, Partitions: 1, SealedStream: r.Sealed.Stream, State: StateIdle}
+	in.metrics = newRouteMetrics(g.metrics, in.board.s.attributes()...)
 	var err error
 	if in.prefix, err = r.prefix(); err != nil {
 		return nil, &RouteError{r.Name, fmt.Errorf("%w: %w", ErrConfig, err)}
@@ -148,7 +149,6 @@ func (g *Gateway) newIngest(keys Keys, r Route) (*ingest, error) {
 	if g.cfg.TracerProvider != nil {
 		in.tracer, in.propagator = g.cfg.TracerProvider.Tracer(instrumentation), otel.GetTextMapPropagator()
 	}
-	in.board.s = RouteStats{Name: r.Name, State: StateIdle}
 	return in, nil
 }
 

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -69,10 +70,10 @@ func (g *Gateway) observe(m metric.Meter) error {
 	}
 	_, err = m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		for _, s := range g.Stats() {
-			route := attribute.String("route", s.Name)
-			o.ObserveInt64(lag, int64(s.Lag), metric.WithAttributes(route))
-			o.ObserveInt64(backlog, int64(s.Backlog), metric.WithAttributes(route))
-			o.ObserveInt64(state, 1, metric.WithAttributes(route, attribute.String("state", s.State.String())))
+			route := metric.WithAttributes(s.attributes()...)
+			o.ObserveInt64(lag, int64(s.Lag), route)
+			o.ObserveInt64(backlog, int64(s.Backlog), route)
+			o.ObserveInt64(state, 1, metric.WithAttributes(append(s.attributes(), attribute.String("state", s.State.String()))...))
 		}
 		return nil
 	}, lag, backlog, state)
@@ -89,12 +90,13 @@ type routeMetrics struct {
 	ok, failed metric.MeasurementOption
 }
 
-func newRouteMetrics(i *instruments, route string) *routeMetrics {
-	r := attribute.String("route", route)
+func newRouteMetrics(i *instruments, route ...attribute.KeyValue) *routeMetrics {
+	with := func(result string) metric.MeasurementOption {
+		return metric.WithAttributeSet(attribute.NewSet(append(slices.Clone(route), attribute.String("result", result))...))
+	}
 	return &routeMetrics{
-		i: i, route: metric.WithAttributeSet(attribute.NewSet(r)),
-		ok:     metric.WithAttributeSet(attribute.NewSet(r, attribute.String("result", "ok"))),
-		failed: metric.WithAttributeSet(attribute.NewSet(r, attribute.String("result", "error"))),
+		i: i, route: metric.WithAttributeSet(attribute.NewSet(route...)),
+		ok: with("ok"), failed: with("error"),
 	}
 }
 

@@ -17,11 +17,14 @@ func (g *Gateway) RelayPlain(p plainrelay.Permit) error {
 	}
 	var workers []*worker
 	for _, r := range g.runners {
-		w, ok := r.relay.(*worker)
-		if !ok || !p.Holds(r.route.Sealed.Stream) {
-			return &RouteError{r.route.Name, fmt.Errorf("%w: nothing is relayed to %s unsealed", ErrConfig, r.route.Sealed.Stream)}
+		for _, part := range r.parts {
+			stream := part.relay.stats().SealedStream
+			w, ok := part.relay.(*worker)
+			if !ok || !p.Holds(stream) {
+				return &RouteError{r.route.Name, fmt.Errorf("%w: nothing is relayed to %s unsealed", ErrConfig, stream)}
+			}
+			workers = append(workers, w)
 		}
-		workers = append(workers, w)
 	}
 	for _, w := range workers {
 		w.plain = true

@@ -17,9 +17,11 @@ var ErrUnsealed = errors.New("gateway: source messages without a sealed copy")
 
 // PurgeConfig says what [Purge] does.
 type PurgeConfig struct {
-	Route  Route // as the gateway runs it; Create and ResumeFrom are not used
-	Keys   Keys  // required, for the key of the route's positions
-	DryRun bool  // find out, remove nothing
+	Route Route // as the gateway runs it; Create and ResumeFrom are not used
+	Keys  Keys  // required, for the key of the route's positions
+	// Partition is the one of a partitioned route that is purged, each by itself.
+	Partition int
+	DryRun    bool // find out, remove nothing
 	// Logger gets what is worth a warning; nil discards.
 	Logger *slog.Logger
 	// Progress, if set, is called now and then with how many of total sealed
@@ -80,7 +82,15 @@ func Purge(ctx context.Context, cfg PurgeConfig) (*PurgeReport, error) {
 	if g.metrics, _, err = newInstruments(nil); err != nil {
 		return nil, err
 	}
-	w, err := g.newWorker(cfg.Keys, r)
+	parts, of, err := g.parts(&r)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Partition < 0 || cfg.Partition >= len(parts) {
+		return nil, &RouteError{r.Name, fmt.Errorf("%w: partition %d of %d", ErrConfig, cfg.Partition, len(parts))}
+	}
+	of.number = uint32(cfg.Partition)
+	w, err := g.newWorker(cfg.Keys, parts[cfg.Partition], of)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +172,7 @@ func (p *purger) locate(ctx context.Context) (*place, *destination, *jetstream.S
 	if err != nil {
 		return fail(err)
 	}
-	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), source: w.route.Source.Stream}
+	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), partition: w.part.number, source: w.route.Source.Stream}
 	info, err := w.sourceInfo(ctx)
 	if err != nil {
 		return fail(err)

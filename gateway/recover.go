@@ -27,6 +27,9 @@ type place struct {
 // position record answers where no message can. Anything that leaves a doubt is
 // an error of the kind that Route.ResumeFrom overrides. recErr is errBadRecord or nil.
 func (w *worker) recoverPlace(ctx context.Context, d *destination, rec *record, recErr error, info *jetstream.StreamInfo) (*place, error) {
+	if rec != nil && rec.Sealed == w.home.sealed && (rec.Partition != w.home.partition || rec.Partitions != w.part.count()) {
+		return nil, fmt.Errorf("%w: sealed stream %s holds partition %d of %d, configured is %d of %d", ErrLayout, rec.Sealed, rec.Partition, rec.Partitions, w.home.partition, w.part.count())
+	}
 	p, err := w.locate(ctx, d, rec, recErr)
 	if err == nil && p == nil {
 		p, err = w.firstPlace(ctx, d, info)
@@ -114,7 +117,7 @@ func (w *worker) locate(ctx context.Context, d *destination, rec *record, recErr
 	case current && rec.Resumed:
 		return placeOf(rec)
 	case current && rec.Chain == pos.chain.String() && rec.Previous == pos.sequence && rec.Position >= pos.sequence:
-		p.cursor.scanned, p.gap = rec.Position, rec.Gap // nothing matched up to there
+		p.cursor.scanned, p.cursor.since, p.gap = rec.Position, rec.Since, rec.Gap // nothing matched up to there
 	case same && rec.LastSeq > d.lastSeq:
 		// The server lost acknowledged messages, or an older backup was restored.
 		// The source has them still, unless they were released: then a gap shows.
@@ -130,7 +133,7 @@ func placeOf(r *record) (*place, error) {
 	}
 	return &place{
 		chain: chain, created: r.SourceCreated, lastSeq: r.LastSeq, gap: r.Gap, resumed: r.Resumed,
-		cursor: cursor{scanned: r.Position, previous: r.Previous, timestamp: r.Timestamp},
+		cursor: cursor{scanned: r.Position, previous: r.Previous, timestamp: r.Timestamp, since: r.Since},
 	}, nil
 }
 
@@ -150,29 +153,41 @@ func recordText(r *record, err error) string {
 func (w *worker) firstPlace(ctx context.Context, d *destination, info *jetstream.StreamInfo) (*place, error) {
 	p := &place{created: info.Created.UnixNano(), lastSeq: d.lastSeq}
 	rand.Read(p.chain[:])
+	if at := w.plan.Begin; at != nil {
+		p.created, p.cursor = at.SourceCreated, cursor{scanned: at.After, since: at.Since}
+		if w.part.number == 0 {
+			p.gap = at.Gap
+		}
+		return p, nil
+	}
+	var err error
+	p.cursor.scanned, err = w.start(ctx, info)
+	return p, err
+}
+
+// start is the source sequence behind which the route's start says to begin.
+func (w *worker) start(ctx context.Context, info *jetstream.StreamInfo) (scanned uint64, err error) {
 	switch s := w.route.Source.Start; s.kind {
 	case startFirst:
-		p.cursor.scanned = max(info.State.FirstSeq, 1) - 1
+		scanned = max(info.State.FirstSeq, 1) - 1
 	case startNew:
-		p.cursor.scanned = info.State.LastSeq
+		scanned = info.State.LastSeq
 	case startSequence:
-		p.cursor.scanned = min(s.seq-1, info.State.LastSeq)
+		scanned = min(s.seq-1, info.State.LastSeq)
 		if s.seq-1 > info.State.LastSeq {
-			return nil, fmt.Errorf("%w: start %d, but stream %s ends at %d", ErrSource, s.seq, info.Config.Name, info.State.LastSeq)
+			return 0, fmt.Errorf("%w: start %d, but stream %s ends at %d", ErrSource, s.seq, info.Config.Name, info.State.LastSeq)
 		}
 	case startTime:
-		scanned, err := w.before(ctx, s.at)
-		if err != nil {
-			return nil, err
+		if scanned, err = w.before(ctx, s.at); err != nil {
+			return 0, err
 		}
-		p.cursor.scanned = scanned
 	default:
-		return nil, ErrNoStart
+		return 0, ErrNoStart
 	}
-	if c := &info.Config; c.Retention == jetstream.LimitsPolicy && w.route.Source.AfterSeal == AfterSealPurge && info.State.Msgs > 0 && info.State.FirstSeq <= p.cursor.scanned {
-		return nil, fmt.Errorf("%w: start %v leaves messages %d to %d of stream %s unsealed, and after_seal: purge would remove them; purge them first, start at first, or keep", ErrSource, w.route.Source.Start, info.State.FirstSeq, p.cursor.scanned, c.Name)
+	if c := &info.Config; c.Retention == jetstream.LimitsPolicy && w.route.Source.AfterSeal == AfterSealPurge && info.State.Msgs > 0 && info.State.FirstSeq <= scanned {
+		return 0, fmt.Errorf("%w: start %v leaves messages %d to %d of stream %s unsealed, and after_seal: purge would remove them; purge them first, start at first, or keep", ErrSource, w.route.Source.Start, info.State.FirstSeq, scanned, c.Name)
 	}
-	return p, nil
+	return scanned, nil
 }
 
 // before returns the sequence that ends just before t, which only a consumer can
@@ -197,8 +212,8 @@ func (w *worker) before(ctx context.Context, t time.Time) (uint64, error) {
 // recordOf is the record of the worker's place as acknowledged.
 func (w *worker) recordOf(p *place) record {
 	return record{
-		Route: w.home.route, Partition: w.home.partition, Partitions: 1, Source: w.home.source, SourceCreated: p.created,
+		Route: w.home.route, Partition: w.home.partition, Partitions: w.part.count(), Source: w.home.source, SourceCreated: p.created,
 		Sealed: w.home.sealed, SealedCreated: w.home.sealedCreated, LastSeq: p.lastSeq, Chain: p.chain.String(),
-		Position: p.cursor.scanned, Previous: p.cursor.previous, Timestamp: p.cursor.timestamp, Gap: p.gap, Resumed: p.resumed,
+		Position: p.cursor.scanned, Previous: p.cursor.previous, Timestamp: p.cursor.timestamp, Since: p.cursor.since, Gap: p.gap, Resumed: p.resumed,
 	}
 }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -10,9 +11,11 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/keyweir/keyweir/internal/envelope"
+	"github.com/keyweir/keyweir/internal/pattern"
 )
 
-// Route relays one source stream, or a part of it, to one sealed stream.
+// Route relays one source stream, or a part of it, to one sealed stream, or to one
+// for each partition.
 type Route struct {
 	// Name is required and unique: up to 64 of A-Z a-z 0-9 _ -. It is part of
 	// every position's MAC, so a renamed route stops at its old position.
@@ -38,6 +41,12 @@ type Route struct {
 	// Window is how many messages may await their acknowledgement: 1 to 16384;
 	// zero: 512. EngineDurable does not use it: it has up to two batches of 1,000.
 	Window int
+	// Drain ends the route where the source stream ended when the first instance
+	// was told to: every partition is sealed up to there and no further, and its
+	// worker ends with StateDrained. It is the first step of another partitioning,
+	// see [Source].Partitions; a later run without it goes on. Streams with interest
+	// retention cannot be drained.
+	Drain bool
 	// Ingest makes it a core ingest route, which takes plain publishes instead of
 	// reading a stream. Nil: a stream is relayed.
 	Ingest *CoreIngest
@@ -49,9 +58,25 @@ type Route struct {
 type Source struct {
 	// Conn is required; the caller closes it, after [Gateway.Run] returned. It
 	// should reconnect for ever (nats.MaxReconnects(-1)).
-	Conn     *nats.Conn
-	Stream   string   // required
-	Subjects []string // required: filters that do not overlap; each with * and >
+	Conn   *nats.Conn
+	Stream string // required
+	// Subjects are filters that do not overlap, each with * and >. Required, unless
+	// Partitions say them.
+	Subjects []string
+	// Partitions split the route: each is a list of filters, and every one of
+	// Subjects must be in exactly one partition, which New checks. Each partition
+	// has a worker, a claim, a chain and a sealed stream of its own, and the
+	// instances of a gateway share them evenly. Order per subject holds, as a
+	// subject has one partition. For filters "0.>", "1.>" and so on, the subject
+	// transform of a landing stream can write partition(N, ...) in front of each
+	// subject; origin subjects then have that token. Nil: one partition.
+	//
+	// Once a partition was relayed, they can only change after the old ones were
+	// drained: run the old layout with Drain until Run returns, take the subjects of
+	// its sealed streams away (or delete them), then run the new one with new sealed
+	// streams. It begins where the old one ended, after it checked that all of the
+	// old one ended there. Anything else stops with ErrLayout.
+	Partitions [][]string
 	// AfterSeal has no default. WorkQueue sources take AfterSealPurge only.
 	AfterSeal AfterSeal
 	// Start is required while nothing was relayed yet, and ignored afterwards.
@@ -65,8 +90,11 @@ type Source struct {
 // Sealed says where envelopes go.
 type Sealed struct {
 	// Conn is required; it may be the connection of the source.
-	Conn   *nats.Conn
-	Stream string // required: up to 255 of A-Z a-z 0-9 _ -
+	Conn *nats.Conn
+	// Stream is required: up to 255 of A-Z a-z 0-9 _ -. With partitions, {partition}
+	// in it stands for the number of the partition, from 0; without it the names are
+	// <stream>-0, <stream>-1 and so on.
+	Stream string
 	// Subject ends in > and gives the prefix of sealed subjects, which are always
 	// prefix + origin subject: either "sealed.>" as it stands, or the prefix
 	// followed by the route's only source filter, as "sealed.orders.>" for
@@ -259,8 +287,13 @@ func (r Route) withDefaults() (Route, error) {
 	if r.Ingest == nil && r.Source.Stream == "" || strings.ContainsAny(r.Source.Stream, " \t\r\n.*>/\\") {
 		return fail("source stream %q", r.Source.Stream)
 	}
-	if !streamName.MatchString(r.Sealed.Stream) {
-		return fail("sealed stream %q, want 1 to 255 of A-Z a-z 0-9 _ -", r.Sealed.Stream)
+	for _, s := range r.sealedStreams() {
+		if !streamName.MatchString(s) {
+			return fail("sealed stream %q, want 1 to 255 of A-Z a-z 0-9 _ -", s)
+		}
+	}
+	if len(r.Source.Subjects) == 0 {
+		r.Source.Subjects = slices.Concat(r.Source.Partitions...)
 	}
 	if len(r.Source.Subjects) == 0 {
 		return fail("no source subjects")
@@ -275,6 +308,19 @@ func (r Route) withDefaults() (Route, error) {
 				return fail("source subjects %q and %q overlap", o, s)
 			}
 		}
+	}
+	if r.Ingest != nil && (r.Source.Partitions != nil || r.Drain) {
+		return fail("a core ingest route has no partitions, and no position to drain to")
+	}
+	if r.Source.Partitions != nil {
+		own := make([][]string, len(r.Source.Partitions))
+		for i, filters := range r.Source.Partitions {
+			own[i] = slices.Sorted(slices.Values(filters))
+		}
+		if err := pattern.CheckPartitions(r.Source.Subjects, own); err != nil {
+			return fail("%v", err)
+		}
+		r.Source.Partitions = own
 	}
 	if r.Ingest == nil && r.Source.AfterSeal != AfterSealPurge && r.Source.AfterSeal != AfterSealKeep {
 		return fail("after_seal is required: purge or keep")

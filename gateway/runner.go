@@ -2,10 +2,14 @@ package gateway
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"reflect"
+	"sync"
+	"time"
 )
 
-// relay is what runs a route: today a worker.
+// relay is what runs a route, or one partition of it: today a worker.
 type relay interface {
 	// run works until ctx ends (nil) or the route stops (*RouteError). When ctx
 	// ends it drains, so that a successor may begin as soon as run has returned.
@@ -17,20 +21,35 @@ type relay interface {
 // runner is one route from its start to its end. A route that changes gets a new
 // runner once the old one has ended.
 type runner struct {
-	route Route // with defaults
-	relay relay
-	catch catchUp
+	route Route         // with defaults
+	parts []*partRunner // one for each partition
+	share *share        // nil: the route is not partitioned
 
 	cancel context.CancelFunc // set by start
-	done   chan struct{}      // closed when relay.run returned
-	err    error              // what it returned; set before done is closed
+	done   chan struct{}      // closed when every relay.run returned
+	err    error              // what they returned; set before done is closed
 }
 
-// start runs the relay. wake is signalled when it ended.
+// partRunner is one partition.
+type partRunner struct {
+	relay relay
+	catch catchUp
+}
+
+// start runs the relays. wake is signalled when they ended.
 func (r *runner) start(ctx context.Context, wake chan<- struct{}) {
 	ctx, r.cancel = context.WithCancel(ctx)
 	go func() {
-		r.err = r.relay.run(ctx)
+		errs := make([]error, len(r.parts))
+		var wg sync.WaitGroup
+		for i, p := range r.parts {
+			wg.Go(func() { errs[i] = p.relay.run(ctx) })
+		}
+		if r.share != nil {
+			wg.Go(func() { r.share.run(ctx) })
+		}
+		wg.Wait()
+		r.err = errors.Join(errs...)
 		close(r.done)
 		select {
 		case wake <- struct{}{}:
@@ -48,11 +67,22 @@ func (r *runner) ended() bool {
 	}
 }
 
-// stats is what the relay says, and how it catches up.
-func (r *runner) stats() RouteStats {
-	s := r.relay.stats()
-	r.catch.fill(&s)
-	return s
+// stats is what the relays say, and how they catch up.
+func (r *runner) stats() []RouteStats {
+	out := make([]RouteStats, len(r.parts))
+	for i, p := range r.parts {
+		out[i] = p.relay.stats()
+		p.catch.fill(&out[i])
+	}
+	return out
+}
+
+// look is called every now and then to see how the relays catch up.
+func (r *runner) look(now time.Time, log *slog.Logger) {
+	for _, p := range r.parts {
+		s := p.relay.stats()
+		p.catch.look(s, now, log.With("route", s.Label()))
+	}
 }
 
 // sameRoute reports whether a running route a, with defaults, is what b asks for.

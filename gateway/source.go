@@ -13,11 +13,16 @@ import (
 // settle is how long a replicated source may take to show what it had before.
 const settle = 10 * time.Second
 
+// clockSlack is how far our clock may be from that of the source's server where
+// the two are compared.
+const clockSlack = time.Minute
+
 // cursor is where reading stands in the source stream.
 type cursor struct {
 	scanned   uint64 // every matching message up to here was handed on, or is lost and counted
 	previous  uint64 // the last message handed on; 0: none
 	timestamp int64  // of the message at previous, unix nanoseconds; 0: unknown
+	since     int64  // no message after scanned was stored before, give or take clocks; unix nanoseconds; 0: unknown
 }
 
 // sourceInfo asks for the source stream and checks that the route can relay it.
@@ -29,12 +34,18 @@ func (w *worker) sourceInfo(ctx context.Context) (*jetstream.StreamInfo, error) 
 	if err != nil {
 		return nil, err
 	}
-	return info, checkSource(&info.Config, &w.route)
+	if err := checkSource(&info.Config, &w.route); err != nil {
+		return nil, err
+	}
+	if w.part.share != nil {
+		return info, checkPartitioned(&info.Config, &w.route)
+	}
+	return info, nil
 }
 
 func checkSource(c *jetstream.StreamConfig, r *Route) error {
 	wide := c.Subjects
-	if len(wide) > 0 { // a mirror or a sourced stream has subjects that are not listed
+	if len(wide) > 0 && c.SubjectTransform == nil { // a mirror or a sourced stream has subjects that are not listed, a transform writes others
 		for _, s := range r.Source.Subjects {
 			any := len(c.Sources) > 0
 			for _, have := range wide {
@@ -105,8 +116,9 @@ func (w *worker) checkIdentity(ctx context.Context, info *jetstream.StreamInfo, 
 // stream holds, whatever is missing is missing from the route. For one with
 // filters the missing sequences may all have been other routes', so only limits
 // that were able to act count: MaxAge, if the message at the cursor is itself
-// older than that (timestamps rise with sequences, which makes this exact), and
-// any limit of size, where the count is an upper bound.
+// older than that (timestamps rise with sequences, which makes this exact), or the
+// time since which the cursor stands there, and any limit of size, where the count
+// is an upper bound.
 func trimmable(c *jetstream.StreamConfig, subjects []string, cur cursor, now time.Time) bool {
 	if len(c.Subjects) > 0 && len(c.Sources) == 0 && c.SubjectTransform == nil && covered(subjects, c.Subjects) {
 		return true
@@ -114,7 +126,13 @@ func trimmable(c *jetstream.StreamConfig, subjects []string, cur cursor, now tim
 	if c.Discard == jetstream.DiscardOld && (c.MaxMsgs > 0 || c.MaxBytes > 0) {
 		return true
 	}
-	return c.MaxAge > 0 && (cur.timestamp == 0 || now.UnixNano()-cur.timestamp > int64(c.MaxAge))
+	if c.MaxAge <= 0 {
+		return false
+	}
+	old := func(t int64, slack time.Duration) bool {
+		return t == 0 || now.UnixNano()-t+int64(slack) > int64(c.MaxAge)
+	}
+	return old(cur.timestamp, 0) && old(cur.since, min(clockSlack, c.MaxAge/2))
 }
 
 // checkGap compares the cursor with the beginning of the stream. It returns how

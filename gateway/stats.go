@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"go.opentelemetry.io/otel/attribute"
 )
 
 // State is what a route is doing.
@@ -17,11 +19,13 @@ const (
 	StatePaused   // no key to seal or open with; retried
 	StateRetrying // an attempt failed; the next one comes after a pause
 	StateStopped  // for good, see LastError
+	StateDrained  // for good, having done what Route.Drain says
 )
 
 var stateNames = [...]string{
 	StateIdle: "idle", StateWaiting: "waiting", StateStarting: "starting", StateRunning: "running",
 	StatePaused: "paused", StateRetrying: "retrying", StateStopped: "stopped",
+	StateDrained: "drained",
 }
 
 func (s State) String() string {
@@ -31,10 +35,15 @@ func (s State) String() string {
 	return fmt.Sprintf("State(%d)", int(s))
 }
 
-// RouteStats is what is known of one route in this instance.
+// RouteStats is what is known of one route, or one partition of it, in this
+// instance.
 type RouteStats struct {
-	Name  string
-	State State
+	Name string
+	// Partition is the number of the partition, from 0, of Partitions; 0 of 1 for a
+	// route without. SealedStream is its sealed stream.
+	Partition, Partitions int
+	SealedStream          string
+	State                 State
 	// Engine is the one in use; EngineAuto until one was chosen.
 	Engine Engine
 	// Position is the source sequence up to which everything is sealed and
@@ -66,6 +75,23 @@ type RouteStats struct {
 	// Ingest counts what a core ingest route did; nil for others. Of such a route
 	// Messages and Bytes were handed to the sealed stream.
 	Ingest *IngestStats
+}
+
+// Label names the route, or the partition of it: "orders", "orders/3".
+func (s *RouteStats) Label() string {
+	if s.Partitions == 1 {
+		return s.Name
+	}
+	return fmt.Sprintf("%s/%d", s.Name, s.Partition)
+}
+
+// attributes are those of the metrics.
+func (s *RouteStats) attributes() []attribute.KeyValue {
+	out := []attribute.KeyValue{attribute.String("route", s.Name)}
+	if s.Partitions > 1 {
+		out = append(out, attribute.Int("partition", s.Partition))
+	}
+	return out
 }
 
 // board holds a route's RouteStats. Safe for concurrent use.

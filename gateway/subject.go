@@ -1,11 +1,11 @@
 package gateway
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/keyweir/keyweir/internal/envelope"
+	"github.com/keyweir/keyweir/internal/pattern"
 )
 
 // sealedPrefix returns what stands before the origin subject in every sealed
@@ -57,60 +57,17 @@ func anyOverlap(a, b []string) bool {
 	return false
 }
 
-func checkPattern(s string) error {
-	tokens := strings.Split(s, ".")
-	for i, t := range tokens {
-		switch {
-		case t == "" || strings.ContainsAny(t, " \t\r\n"):
-			return errors.New("empty or blank token")
-		case t == ">" && i != len(tokens)-1:
-			return errors.New("> is not the last token")
-		case len(t) > 1 && strings.ContainsAny(t, "*>"):
-			return fmt.Errorf("token %q mixes a wildcard with text", t)
-		}
-	}
-	return nil
-}
+func checkPattern(s string) error { return pattern.Check(s) }
 
-// patternsOverlap reports whether some subject matches both patterns.
-func patternsOverlap(a, b string) bool {
-	as, bs := strings.Split(a, "."), strings.Split(b, ".")
-	for i := 0; i < len(as) && i < len(bs); i++ {
-		if as[i] == ">" || bs[i] == ">" {
-			return true
-		}
-		if as[i] != bs[i] && as[i] != "*" && bs[i] != "*" {
-			return false
-		}
-	}
-	return len(as) == len(bs)
-}
+func patternsOverlap(a, b string) bool { return pattern.Overlap(a, b) }
 
-// patternCovers reports whether every subject that matches narrow matches wide.
-func patternCovers(wide, narrow string) bool {
-	ws, ns := strings.Split(wide, "."), strings.Split(narrow, ".")
-	for i, w := range ws {
-		switch {
-		case w == ">":
-			return len(ns) > i
-		case i >= len(ns) || ns[i] == ">":
-			return false
-		case w != "*" && w != ns[i]:
-			return false
-		}
-	}
-	return len(ws) == len(ns)
-}
+func patternCovers(wide, narrow string) bool { return pattern.Covers(wide, narrow) }
 
-// covered reports whether each of narrow is covered by one of wide. It may deny
-// what several patterns cover only together.
+// covered reports whether every subject that matches one of narrow matches one of
+// wide.
 func covered(wide, narrow []string) bool {
 	for _, n := range narrow {
-		ok := false
-		for _, w := range wide {
-			ok = ok || patternCovers(w, n)
-		}
-		if !ok {
+		if pattern.Uncovered(n, wide) != "" {
 			return false
 		}
 	}

@@ -42,8 +42,9 @@ type tenure struct {
 	pending   uint64
 	barren    *pause // between openings of the source that bring no message; nil after one did
 
-	mu    sync.Mutex // guards ahead
+	mu    sync.Mutex // guards what follows
 	ahead ahead
+	since int64 // see cursor; of ahead.scanned, or of a sequence before it
 }
 
 // ahead says that the source was read further than the last message published,
@@ -148,16 +149,21 @@ func (t *tenure) pump(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if len(items) == 0 {
+		items, last := t.cut(items)
+		switch {
+		case len(items) > 0:
+			t.barren = nil
+			if err := t.relay(ctx, items); err != nil {
+				return err
+			}
+		case !last:
 			if t.reader.alive {
 				t.barren = nil
 			}
 			t.idle()
-			continue
 		}
-		t.barren = nil
-		if err := t.relay(ctx, items); err != nil {
-			return err
+		if last || t.ended() {
+			return t.end(ctx)
 		}
 		clear(items) // lets go of the messages
 	}
@@ -216,16 +222,16 @@ func (t *tenure) tryReopen(ctx context.Context) (*reader, error) {
 	return t.w.openReader(ctx, info, t.cursor)
 }
 
-// idle notes that nothing more matches up to some sequence, so that messages of
-// others that expire later are not taken for lost ones.
+// idle notes that nothing more matches up to where the server looked.
 func (t *tenure) idle() {
 	t.pending = 0
 	t.w.board.update(func(s *RouteStats) { s.Lag = 0 })
-	if to := t.reader.looked; to > t.cursor.scanned {
-		t.cursor.scanned = to
-		t.mu.Lock()
-		t.ahead = ahead{t.published, to, t.gap}
-		t.mu.Unlock()
+	to := t.reader.looked
+	if end := t.w.plan.Drain; end != nil {
+		to = min(to, end.After)
+	}
+	if to > t.cursor.scanned {
+		t.advance(to, time.Now().UnixNano())
 	}
 }
 
@@ -355,7 +361,7 @@ func (t *tenure) reached() place {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ahead.published == p.lastSeq && t.ahead.scanned > p.cursor.scanned {
-		p.cursor.scanned, p.gap = t.ahead.scanned, t.ahead.gap
+		p.cursor.scanned, p.cursor.since, p.gap = t.ahead.scanned, t.since, t.ahead.gap
 	}
 	return p
 }

@@ -38,10 +38,12 @@ var defaultTuning = tuning{
 	drain: 10 * time.Second, progress: 5 * time.Second,
 }
 
-// worker relays one partition of a route (there is one, number 0). Everything
-// here belongs to the goroutine of run, but for board and metrics.
+// worker relays one partition of a route; a route that is not partitioned has one,
+// number 0. Everything here belongs to the goroutine of run, but for board and
+// metrics.
 type worker struct {
-	route    Route
+	route    Route // with the filters and the sealed stream of this partition
+	part     part
 	prefix   string // of sealed subjects
 	instance string
 	tune     tuning
@@ -59,9 +61,10 @@ type worker struct {
 	ring               *keyring
 	routeKey           keysvc.RouteKey
 	home               home
-	epoch              uint64 // rises with every take-over
-	openings           int    // of the source, in this process
-	resumed            bool   // ResumeFrom was used
+	plan               *layout // as recorded
+	epoch              uint64  // rises with every take-over
+	openings           int     // of the source, in this process
+	resumed            bool    // ResumeFrom was used
 }
 
 var _ relay = (*worker)(nil)
@@ -73,6 +76,9 @@ func (w *worker) run(ctx context.Context) error {
 	w.ring = newKeyring(w.keys, envelope.SessionConfig{Record: w.route.Record, RandomNonce: w.route.RandomNonce, PadTo: w.route.PadTo}, w.prefix, w.metrics)
 	w.ring.plain = w.plain
 	defer w.ring.close()
+	if s := w.part.share; s != nil {
+		defer s.workerEnded()
+	}
 	retry := newPause(w.tune.retry, w.tune.retryMax)
 	for {
 		err := w.hold(ctx, retry)
@@ -80,9 +86,21 @@ func (w *worker) run(ctx context.Context) error {
 			w.board.state(StateIdle)
 			return nil
 		}
+		if errors.Is(err, errHandOver) {
+			w.log.Info("handed the partition over")
+			continue
+		}
+		if errors.Is(err, errDrained) {
+			w.board.state(StateDrained)
+			w.log.Info("drained", "up_to", w.plan.Drain.After)
+			return nil
+		}
 		if stops(err) {
 			if errors.Is(err, nats.ErrConnectionClosed) {
 				err = fmt.Errorf("%w: %v", ErrConnection, err)
+			}
+			if w.part.share != nil {
+				err = fmt.Errorf("partition %d: %w", w.part.number, err)
 			}
 			rerr := &RouteError{w.route.Name, err}
 			w.board.failed(StateStopped, rerr)
@@ -115,6 +133,12 @@ func (w *worker) failed(ctx context.Context, retry *pause, err error) error {
 // stops.
 func (w *worker) hold(ctx context.Context, retry *pause) error {
 	w.board.state(StateStarting)
+	if err := w.askRouteKey(ctx); err != nil {
+		return err
+	}
+	if err := w.admit(ctx); err != nil {
+		return err
+	}
 	d, err := openDestination(ctx, w.sealedJS, &w.route, w.prefix)
 	if err != nil {
 		return err
@@ -128,7 +152,12 @@ func (w *worker) hold(ctx context.Context, retry *pause) error {
 		return err
 	}
 	w.board.state(StateWaiting)
-	c, err := takeClaim(ctx, b, w.key(), []byte(w.instance))
+	var c *claim
+	if s := w.part.share; s != nil {
+		c, err = s.take(ctx, b, w.part.number, w.key(), []byte(w.instance))
+	} else {
+		c, err = takeClaim(ctx, b, w.key(), []byte(w.instance))
+	}
 	if err != nil {
 		return fmt.Errorf("taking the claim: %w", err)
 	}
@@ -136,6 +165,10 @@ func (w *worker) hold(ctx context.Context, retry *pause) error {
 	w.log.Info("took the claim", "epoch", w.epoch)
 
 	held, cancel := context.WithCancelCause(ctx)
+	if s := w.part.share; s != nil {
+		s.holds(w.part.number, func() { cancel(errHandOver) })
+		defer s.gone(w.part.number)
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -155,7 +188,7 @@ func (w *worker) hold(ctx context.Context, retry *pause) error {
 }
 
 // key names this partition in both buckets. A relayed stream has one route only.
-func (w *worker) key() string { return fmt.Sprintf("%s.%d", w.route.Sealed.Stream, w.home.partition) }
+func (w *worker) key() string { return fmt.Sprintf("%s.%d", w.route.Sealed.Stream, w.part.number) }
 
 // attempts tries again and again, under one claim.
 func (w *worker) attempts(ctx context.Context, retry *pause) error {
@@ -164,8 +197,11 @@ func (w *worker) attempts(ctx context.Context, retry *pause) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if stops(err) {
+		if stops(err) || errors.Is(err, errDrained) {
 			return err
+		}
+		if errors.Is(err, errEnd) {
+			continue // the next attempt sees whether all of it was acknowledged
 		}
 		if err := w.failed(ctx, retry, err); err != nil {
 			return err
@@ -179,14 +215,6 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	d, err := openDestination(ctx, w.sealedJS, &w.route, w.prefix)
 	if err != nil {
 		return err
-	}
-	if w.routeKey.IsZero() {
-		kctx, cancel := context.WithTimeout(ctx, keysTimeout)
-		w.routeKey, err = w.keys.RouteKey(kctx, w.route.Name)
-		cancel()
-		if err != nil {
-			return w.keyPause(ctx, fmt.Errorf("%w: asking for the route key: %w", ErrKeys, err))
-		}
 	}
 	if w.route.unseal == nil && w.ring.rules == nil {
 		if err := w.ring.loadRules(ctx); err != nil {
@@ -212,12 +240,15 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if err != nil {
 		return err
 	}
-	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), source: w.route.Source.Stream}
+	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), partition: w.part.number, source: w.route.Source.Stream}
 	info, err := w.sourceInfo(ctx)
 	if err != nil {
 		return err
 	}
 	if err := w.checkCycle(ctx, info); err != nil {
+		return err
+	}
+	if w.plan, err = w.agree(ctx, b, info); err != nil {
 		return err
 	}
 	if err := w.route.unseal.checkPark(ctx); err != nil {
@@ -232,14 +263,32 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 		return err
 	}
 	w.resumed = w.resumed || p.resumed
+	if end := w.plan.Drain; end != nil && p.cursor.scanned >= end.After {
+		return w.drained(ctx, b, p, info)
+	}
 	lag, warning := releaseLag(&d.config, w.route.Sealed.SyncInterval)
 	if warning != "" && w.openings == 0 {
 		w.log.Warn(warning)
 	}
 	w.log.Info("relaying", "engine", kind.String(), "because", why, "chain", p.chain.String(), "after", p.cursor.scanned, "sealed_sequence", p.lastSeq)
 	w.board.update(func(s *RouteStats) { s.Engine, s.Position, s.SealedSequence = kind, p.cursor.scanned, p.lastSeq })
-	t := &tenure{w: w, place: *p, cursor: p.cursor, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry}
+	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry}
 	return t.run(ctx, d, kind, info, store, lag)
+}
+
+// askRouteKey asks for the MAC key of the route's positions, once.
+func (w *worker) askRouteKey(ctx context.Context) error {
+	if !w.routeKey.IsZero() {
+		return nil
+	}
+	kctx, cancel := context.WithTimeout(ctx, keysTimeout)
+	defer cancel()
+	k, err := w.keys.RouteKey(kctx, w.route.Name)
+	if err != nil {
+		return w.keyPause(ctx, fmt.Errorf("%w: asking for the route key: %w", ErrKeys, err))
+	}
+	w.routeKey = k
+	return nil
 }
 
 // keyPause makes errors that an operator has to mend wait longer, on top of the

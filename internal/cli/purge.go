@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 
 	"github.com/nats-io/nats.go"
@@ -28,7 +29,8 @@ keep), once its history is sealed. The gateway may run meanwhile.
 Only messages of the route's subjects go, and only those of which the sealed
 stream was seen to hold a copy, older than the sync interval. If the route's
 position is not certain, or a message below it has no sealed copy, nothing is
-removed and the exit code is 1.
+removed and the exit code is 1. Of a route with partitions, each is purged by
+itself: orders/0, orders/1.
 
 The connection of the source needs the right to purge it, which the gateway's own
 user has under after_seal: purge only: $JS.API.STREAM.PURGE.<stream>.`,
@@ -58,9 +60,16 @@ func purge(ctx context.Context, u *ui, f *config.File, name string, dryRun bool)
 	if f.Gateway == nil {
 		return nil, errors.New("the configuration has no gateway section")
 	}
+	name, number, _ := strings.Cut(name, "/")
 	route, err := findRoute(f, name)
 	if err != nil {
 		return nil, err
+	}
+	partition := 0
+	if n := len(route.SealedStreams()); route.Source.Partitions != nil || number != "" {
+		if partition, err = strconv.Atoi(number); err != nil || partition < 0 || partition >= n {
+			return nil, withHint(fmt.Errorf("route %s has %d partitions, each purged by itself", name, n), "name one of %s/0 to %s/%d", name, name, n-1)
+		}
 	}
 	if err := noCoreDumps(); err != nil {
 		return nil, err
@@ -90,7 +99,7 @@ func purge(ctx context.Context, u *ui, f *config.File, name string, dryRun bool)
 	var set func(int64)
 	end := func() {}
 	report, err := gateway.Purge(ctx, gateway.PurgeConfig{
-		Route: r, Keys: keys, DryRun: dryRun, Logger: log,
+		Route: r, Keys: keys, Partition: partition, DryRun: dryRun, Logger: log,
 		Progress: func(done, total uint64) {
 			if set == nil {
 				set, end = u.progress("comparing", int64(total))
