@@ -79,7 +79,7 @@ type RouteStats struct {
 
 // Label names the route, or the partition of it: "orders", "orders/3".
 func (s *RouteStats) Label() string {
-	if s.Partitions == 1 {
+	if s.Partitions <= 1 {
 		return s.Name
 	}
 	return fmt.Sprintf("%s/%d", s.Name, s.Partition)

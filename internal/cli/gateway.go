@@ -23,6 +23,7 @@ func newGateway(u *ui) *cobra.Command {
 	var (
 		path     string
 		resume   []string
+		drain    []string
 		instance string
 	)
 	cmd := &cobra.Command{
@@ -37,7 +38,11 @@ position is sound.
 
 SIGHUP reads the configuration again. Routes that did not change go on untouched;
 others drain and start anew, without losing or doubling a message. A file that is
-not valid is refused, with a line in the log, and the one before it stays in force.`,
+not valid is refused, with a line in the log, and the one before it stays in force.
+
+--drain seals a route up to the present end of its source stream and no further,
+and ends when all routes have ended. It comes before a change of a route's
+partitions: on every instance, and with the partitions as they were.`,
 		Example: "  keyweir gateway --config keyweir.yaml\n  keyweir gateway --config keyweir.yaml --resume-from orders=120034",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			from, err := parseResume(resume)
@@ -51,11 +56,12 @@ not valid is refused, with a line in the log, and the one before it stays in for
 			if f.Gateway == nil {
 				return fmt.Errorf("%s has no gateway section", path)
 			}
-			return runGateway(cmd.Context(), u, path, f, from, instance)
+			return runGateway(cmd.Context(), u, path, f, from, drain, instance)
 		},
 	}
 	configFlag(cmd, &path)
 	cmd.Flags().StringArrayVar(&resume, "resume-from", nil, "ROUTE=SEQUENCE; may be repeated")
+	cmd.Flags().StringArrayVar(&drain, "drain", nil, "ROUTE to drain; may be repeated")
 	cmd.Flags().StringVar(&instance, "instance", "", "name of this process in claims and logs (default: host name and process ID)")
 	return cmd
 }
@@ -77,7 +83,7 @@ func parseResume(pairs []string) (map[string]uint64, error) {
 	return out, nil
 }
 
-func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume map[string]uint64, instance string) (err error) {
+func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume map[string]uint64, drain []string, instance string) (err error) {
 	signals, unhook := hangups()
 	defer unhook()
 	if err := noCoreDumps(); err != nil {
@@ -91,6 +97,11 @@ func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume 
 			return usagef("--resume-from: the configuration has no route %q", name)
 		}
 	}
+	for _, name := range drain {
+		if _, err := findRoute(f, name); err != nil {
+			return usagef("--drain: %v", err)
+		}
+	}
 	tel, stop, err := setupTelemetry(ctx, u, f.Telemetry, "keyweir-gateway")
 	if err != nil {
 		return err
@@ -98,7 +109,7 @@ func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume 
 	defer func() { err = errors.Join(err, stop()) }()
 	log := tel.Logger()
 	p := &gatewayProcess{
-		path: path, resume: resume, log: log, file: f, conns: newConnections(f, "gateway", log),
+		path: path, resume: resume, drain: drain, log: log, file: f, conns: newConnections(f, "gateway", log),
 		ready: &readiness{checks: tel.Readiness()},
 	}
 	defer func() { p.conns.close() }()
@@ -115,7 +126,7 @@ func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume 
 		Keys: keys, Instance: instance, ClaimTTL: f.Gateway.ClaimTTL.Or(0), Logger: log,
 		MeterProvider: tel.MeterProvider(), TracerProvider: tel.TracerProvider(),
 	}
-	if cfg.Routes, err = gatewayRoutes(f, p.conns, resume); err != nil {
+	if cfg.Routes, err = gatewayRoutes(f, p.conns, resume, drain); err != nil {
 		return err
 	}
 	if p.gateway, err = gateway.New(cfg); err != nil {
@@ -148,9 +159,9 @@ func newKeysClient(f *config.File, id keysvc.Identity, conns *connections) (*key
 	})
 }
 
-// gatewayRoutes makes the routes of a configuration; resume has the answers of
-// the command line.
-func gatewayRoutes(f *config.File, conns *connections, resume map[string]uint64) ([]gateway.Route, error) {
+// gatewayRoutes makes the routes of a configuration; resume and drain are
+// those of the command line.
+func gatewayRoutes(f *config.File, conns *connections, resume map[string]uint64, drain []string) ([]gateway.Route, error) {
 	var out []gateway.Route
 	for _, r := range f.Gateway.Routes {
 		route, err := toRoute(r, conns)
@@ -160,6 +171,7 @@ func gatewayRoutes(f *config.File, conns *connections, resume map[string]uint64)
 		if seq, ok := resume[r.Name]; ok {
 			route.ResumeFrom = &seq
 		}
+		route.Drain = slices.Contains(drain, r.Name)
 		out = append(out, route)
 	}
 	return out, nil
@@ -169,7 +181,7 @@ func gatewayRoutes(f *config.File, conns *connections, resume map[string]uint64)
 func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 	out := gateway.Route{
 		Name: r.Name, PadTo: int(r.PadTo), RandomNonce: r.Nonces == "random", PassHeaders: r.PassHeaders, Window: r.Window,
-		Source: gateway.Source{Stream: r.Source.Stream, Subjects: r.Source.Subjects},
+		Source: gateway.Source{Stream: r.Source.Stream, Subjects: r.Source.Subjects, Partitions: r.Source.Partitions},
 		Sealed: gateway.Sealed{
 			Stream: r.Sealed.Stream, Subject: r.Sealed.Subject, SyncInterval: r.Sealed.SyncInterval.Interval.Or(0),
 		},

@@ -143,9 +143,13 @@ func (p *permission) source(r config.Route) {
 }
 
 func (p *permission) sealed(r config.Route) {
-	p.stream(r.Sealed.Stream, "STREAM.INFO", "STREAM.MSG.GET")
-	if r.Sealed.Create != nil {
-		p.stream(r.Sealed.Stream, "STREAM.CREATE")
+	for _, stream := range r.SealedStreams() {
+		p.stream(stream, "STREAM.INFO", "STREAM.MSG.GET")
+		// After a crash the end of the stream is read back.
+		p.publish("$JS.API.CONSUMER.CREATE."+stream+".>", "$JS.API.CONSUMER.DELETE."+stream+".*", "$JS.API.CONSUMER.MSG.NEXT."+stream+".*")
+		if r.Sealed.Create != nil {
+			p.stream(stream, "STREAM.CREATE")
+		}
 	}
 	p.publish(r.Sealed.Subject)
 	if r.Ingest == config.IngestCore {
@@ -166,9 +170,11 @@ func reader(p *permission, f *config.File) {
 	}
 	for _, r := range f.Gateway.Routes {
 		if r.Sealed.NATS == p.NATS {
-			p.stream(r.Sealed.Stream, "STREAM.INFO", "STREAM.MSG.GET")
-			p.consumers(r.Sealed.Stream)
-			p.publish("$JS.ACK." + r.Sealed.Stream + ".>")
+			for _, stream := range r.SealedStreams() {
+				p.stream(stream, "STREAM.INFO", "STREAM.MSG.GET")
+				p.consumers(stream)
+				p.publish("$JS.ACK." + stream + ".>")
+			}
 		}
 	}
 }

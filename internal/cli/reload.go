@@ -23,6 +23,7 @@ import (
 type gatewayProcess struct {
 	path     string            // of the configuration
 	resume   map[string]uint64 // --resume-from
+	drain    []string          // --drain
 	log      *slog.Logger
 	file     *config.File // in force
 	identity string       // public key
@@ -105,7 +106,7 @@ func (p *gatewayProcess) reload(ctx context.Context) (c gateway.Changes, err err
 	if err != nil {
 		return c, err
 	}
-	routes, err := gatewayRoutes(f, conns, p.resume)
+	routes, err := gatewayRoutes(f, conns, p.resume, p.drain)
 	if err != nil {
 		return c, err
 	}
@@ -161,7 +162,7 @@ func (r *readiness) follow(g *gateway.Gateway) {
 	old := r.remove
 	r.remove = nil
 	for _, s := range g.Stats() {
-		r.remove = append(r.remove, r.checks.Add("route "+s.Name, func() error { return routeReady(g, s.Name) }))
+		r.remove = append(r.remove, r.checks.Add("route "+s.Label(), func() error { return routeReady(g, s.Label()) }))
 	}
 	for _, remove := range old { // last, since a process without checks is not ready
 		remove()
@@ -171,11 +172,11 @@ func (r *readiness) follow(g *gateway.Gateway) {
 // routeReady is nil for a route that runs, or waits for an instance that does.
 func routeReady(g *gateway.Gateway, name string) error {
 	for _, s := range g.Stats() {
-		if s.Name != name {
+		if s.Label() != name {
 			continue
 		}
 		switch {
-		case s.State == gateway.StateRunning || s.State == gateway.StateWaiting:
+		case s.State == gateway.StateRunning, s.State == gateway.StateWaiting, s.State == gateway.StateDrained:
 			return nil
 		case s.LastError != nil:
 			return fmt.Errorf("%v: %w", s.State, s.LastError)

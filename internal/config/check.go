@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nkeys"
+
+	"github.com/keyweir/keyweir/internal/pattern"
 )
 
 // check finds everything that is wrong with the file without reading secrets or
@@ -196,22 +198,41 @@ func (c *checker) gateway(path string, g *Gateway) {
 			c.fail(at+".name", "%q is already the name of routes[%d]", r.Name, j)
 		}
 		names[r.Name] = i
-		target := r.Sealed.NATS + " " + r.Sealed.Stream
-		if j, ok := targets[target]; ok && r.Sealed.Stream != "" && (r.Ingest != IngestCore || g.Routes[j].Ingest != IngestCore) {
-			c.fail(at+".sealed.stream", "%q is already written by routes[%d]: one route per sealed stream", r.Sealed.Stream, j)
+		if r.Sealed.Stream == "" {
+			continue
 		}
-		targets[target] = i
+		for _, stream := range r.SealedStreams() {
+			target := r.Sealed.NATS + " " + stream
+			if j, ok := targets[target]; ok && (r.Ingest != IngestCore || g.Routes[j].Ingest != IngestCore) {
+				c.fail(at+".sealed.stream", "%q is already written by routes[%d]: one route per sealed stream", stream, j)
+			}
+			targets[target] = i
+		}
 	}
 }
 
 func (c *checker) route(path string, r Route) {
 	c.token(path+".name", r.Name)
 	c.natsName(path+".source.nats", r.Source.NATS)
-	if len(r.Source.Subjects) == 0 {
+	subjects := r.Source.Subjects
+	if len(subjects) == 0 {
+		subjects = slices.Concat(r.Source.Partitions...)
+	}
+	if len(subjects) == 0 {
 		c.fail(path+".source.subjects", "at least one subject is required")
 	}
+	whole := true
 	for i, s := range r.Source.Subjects {
 		c.pattern(fmt.Sprintf("%s.source.subjects[%d]", path, i), s)
+		whole = whole && pattern.Check(s) == nil
+	}
+	if r.Source.Partitions != nil && whole {
+		if err := pattern.CheckPartitions(subjects, r.Source.Partitions); err != nil {
+			c.fail(path+".source.partitions", "%v", err)
+		}
+	}
+	if r.Source.Partitions == nil && strings.Contains(r.Sealed.Stream, pattern.PartitionMark) {
+		c.fail(path+".sealed.stream", "%s stands in the name, and the source has no partitions", pattern.PartitionMark)
 	}
 	if r.Ingest == IngestCore {
 		c.core(path, r)
@@ -229,7 +250,7 @@ func (c *checker) route(path string, r Route) {
 			c.fail(path+".sealed.subject", "%q must be a prefix without wildcards that ends in .>", r.Sealed.Subject)
 		}
 	}
-	if r.Source.NATS == r.Sealed.NATS && r.Source.Stream == r.Sealed.Stream && r.Source.Stream != "" {
+	if r.Source.NATS == r.Sealed.NATS && r.Source.Stream != "" && slices.Contains(r.SealedStreams(), r.Source.Stream) {
 		c.fail(path+".sealed.stream", "is the source as well")
 	}
 	if n := r.Sealed.Create; n != nil {

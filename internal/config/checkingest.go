@@ -37,6 +37,7 @@ func (c *checker) core(path string, r Route) {
 		set bool
 	}{
 		{"source.stream", r.Source.Stream != ""},
+		{"source.partitions", r.Source.Partitions != nil},
 		{"source.after_seal", r.Source.AfterSeal != ""},
 		{"source.start", r.Source.Start != ""},
 		{"source.on_source_gap", r.Source.OnSourceGap != ""},

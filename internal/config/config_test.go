@@ -81,6 +81,9 @@ func TestDamagedExample(t *testing.T) {
 		{"no subjects", "subjects: [orders.>]", "subjects: []", []string{"at least one subject"}},
 		{"window", "record: auto", "window: 100000", []string{"1 to 16384"}},
 		{"bad pattern", "subjects: [orders.>]", `subjects: ["orders.>.x"]`, []string{"no subject pattern"}},
+		{"partitions overlap", "subjects: [orders.>]", "subjects: [orders.>]\n        partitions: [[orders.>], [orders.eu.>]]", []string{"gateway.routes[0].source.partitions", `filter "orders.eu.>" overlaps "orders.>" of partition 0`}},
+		{"partitions do not cover", "subjects: [orders.>]", "subjects: [orders.>]\n        partitions: [[orders.eu.>], [orders.us.>]]", []string{"gateway.routes[0].source.partitions", "no partition takes orders.eu"}},
+		{"partition mark alone", "stream: SEALED_ORDERS", "stream: \"SEALED_{partition}\"", []string{"gateway.routes[0].sealed.stream", "the source has no partitions"}},
 		{"source is sealed", "stream: SEALED_ORDERS", "stream: ORDERS\n        # again", nil},
 		{"sync interval", "subject: \"sealed.orders.>\"", "subject: \"sealed.>\"\n        sync_interval: never", []string{`sync_interval: invalid duration "never"`}},
 		{"replicas", "replicas: 3", "replicas: 2", []string{"must be 1, 3 or 5"}},
@@ -362,5 +365,28 @@ func TestContext(t *testing.T) {
 		if c, err := config.LoadContext(name); err == nil {
 			t.Errorf("LoadContext(%s) = %+v, want an error", name, *c)
 		}
+	}
+}
+
+func TestPartitions(t *testing.T) {
+	good, err := os.ReadFile(example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "keyweir.yaml")
+	text := strings.Replace(string(good), "subjects: [orders.>]", "partitions: [[orders.eu.>], [orders.us.>, orders.asia.>]]", 1)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := config.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := f.Gateway.Routes[0]
+	if d := cmp.Diff([]string{"SEALED_ORDERS-0", "SEALED_ORDERS-1"}, r.SealedStreams()); d != "" {
+		t.Errorf("sealed streams: %s", d)
+	}
+	if d := cmp.Diff([][]string{{"orders.eu.>"}, {"orders.us.>", "orders.asia.>"}}, r.Source.Partitions); d != "" {
+		t.Errorf("partitions: %s", d)
 	}
 }

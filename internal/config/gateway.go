@@ -1,5 +1,7 @@
 package config
 
+import "github.com/keyweir/keyweir/internal/pattern"
+
 // Gateway configures the workers that seal.
 type Gateway struct {
 	// Identity is the seed (SU...) of the gateway's enrolled identity, made by
@@ -111,8 +113,16 @@ type Source struct {
 	// Stream holds the plaintext. Memory storage on a server of its own keeps
 	// plaintext off disks. Required, save with ingest: core.
 	Stream string `yaml:"stream"`
-	// Subjects select what is sealed: NATS patterns that do not overlap. Required.
+	// Subjects select what is sealed: NATS patterns that do not overlap. Required,
+	// unless partitions say them.
 	Subjects []string `yaml:"subjects"`
+	// Partitions split the route: each is a list of patterns, and every subject of
+	// the route must be in exactly one partition. Each has a worker and a sealed
+	// stream of its own, and gateway instances share them evenly. Patterns like "0.>"
+	// fit a landing stream whose subject transform writes partition(N, ...) in front
+	// of each subject. To change them, run "keyweir gateway --drain" first.
+	// Default: one partition.
+	Partitions [][]string `yaml:"partitions"`
 	// AfterSeal is "purge", which removes the plaintext once its sealed copy is
 	// safely stored, or "keep". A WorkQueue stream always removes. Required, save
 	// with ingest: core.
@@ -127,12 +137,20 @@ type Source struct {
 	OnSourceGap OnGap `yaml:"on_source_gap"`
 }
 
+// SealedStreams are the names of the route's sealed streams, one for each
+// partition.
+func (r *Route) SealedStreams() []string {
+	return pattern.StreamNames(r.Sealed.Stream, len(r.Source.Partitions))
+}
+
 // Sealed is the sealed side of a route.
 type Sealed struct {
 	// NATS is the name of the connection. Required.
 	NATS string `yaml:"nats"`
 	// Stream stores the envelopes. One route writes to it, nobody else, or with
-	// ingest: core several such routes. Required.
+	// ingest: core several such routes. With partitions, {partition} in the name
+	// stands for the number of each, from 0; without it the names are <stream>-0,
+	// <stream>-1 and so on. Required.
 	Stream string `yaml:"stream"`
 	// Subject is where envelopes are published: a prefix ending in ".>", which
 	// the origin subject is appended to ("sealed.>" makes sealed.orders.eu of
