@@ -15,7 +15,8 @@ import (
 // Why a route stops for good. Everything else is retried with a growing pause
 // and shows in [RouteStats].LastError.
 var (
-	// ErrConfig: the route as configured cannot work. Only [New] returns it.
+	// ErrConfig: the route as configured cannot work. [New], [Gateway.Reconfigure] and
+	// [Purge] return it.
 	ErrConfig = errors.New("gateway: invalid configuration")
 	// ErrSource: the source stream cannot be relayed: its settings contradict the
 	// route's, or another consumer stands in the way.

@@ -72,6 +72,9 @@ func Purge(ctx context.Context, cfg PurgeConfig) (*PurgeReport, error) {
 	if r, err = r.withDefaults(); err != nil {
 		return nil, err
 	}
+	if r.Ingest != nil || r.unseal != nil {
+		return nil, &RouteError{r.Name, fmt.Errorf("%w: the route has no source stream of plaintext", ErrSource)}
+	}
 	if cfg.Keys == nil {
 		return nil, &RouteError{r.Name, fmt.Errorf("%w: purging needs keys", ErrConfig)}
 	}

@@ -84,9 +84,15 @@ type rollback struct {
 
 func newRollback(t *testing.T, stream string) *rollback {
 	t.Helper()
+	return newRollbackOf(t, stream, jetstream.StreamConfig{})
+}
+
+// newRollbackOf makes the source stream with cfg's settings.
+func newRollbackOf(t *testing.T, stream string, cfg jetstream.StreamConfig) *rollback {
+	t.Helper()
 	store := t.TempDir()
 	r := &rollback{backup: filepath.Join(t.TempDir(), "backup"), dir: filepath.Join(store, "jetstream", "$G", "streams", stream)}
-	r.fixture = newFixture(t, jetstream.StreamConfig{}, func(o *embednats.Options) { o.StoreDir = store })
+	r.fixture = newFixture(t, cfg, func(o *embednats.Options) { o.StoreDir = store })
 	return r
 }
 
