@@ -64,7 +64,7 @@ func (g *Gateway) observe(m metric.Meter) error {
 	if err != nil {
 		return fmt.Errorf("creating gauge: %w", err)
 	}
-	state, err := m.Int64ObservableGauge("keyweir.gateway.state", metric.WithUnit("1"), metric.WithDescription("1 for the state the route is in."))
+	state, err := m.Int64ObservableGauge("keyweir.gateway.state", metric.WithUnit("{state}"), metric.WithDescription("1 for the state the route is in."))
 	if err != nil {
 		return fmt.Errorf("creating gauge: %w", err)
 	}
