@@ -183,7 +183,7 @@ func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 		Name: r.Name, PadTo: int(r.PadTo), RandomNonce: r.Nonces == "random", PassHeaders: r.PassHeaders, Window: r.Window,
 		Source: gateway.Source{Stream: r.Source.Stream, Subjects: r.Source.Subjects, Partitions: r.Source.Partitions},
 		Sealed: gateway.Sealed{
-			Stream: r.Sealed.Stream, Subject: r.Sealed.Subject, SyncInterval: r.Sealed.SyncInterval.Interval.Or(0),
+			Stream: r.Sealed.Stream, Subject: r.Sealed.Subject, SyncInterval: toSyncInterval(r.Sealed.SyncInterval), Create: toCreate(r.Sealed.Create),
 		},
 	}
 	var err error
@@ -196,12 +196,6 @@ func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 	if r.Record != "" {
 		if out.Record, err = envelope.ParseRecordMode(string(r.Record)); err != nil {
 			return out, err
-		}
-	}
-	if c := r.Sealed.Create; c != nil {
-		out.Sealed.Create = &gateway.CreateSealed{Replicas: c.Replicas, MaxAge: c.MaxAge.Or(0), MaxBytes: int64(c.MaxBytes)}
-		if c.Storage == "memory" {
-			out.Sealed.Create.Storage = gateway.MemoryStorage
 		}
 	}
 	if r.Ingest == config.IngestCore {
@@ -220,24 +214,43 @@ func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 	if out.Source.OnSourceGap, err = gateway.ParseOnSourceGap(string(r.Source.OnSourceGap)); err != nil {
 		return out, err
 	}
-	start, err := config.ParseStart(r.Source.Start)
-	if err != nil {
+	if out.Source.Start, err = toStart(r.Source.Start); err != nil {
 		return out, err
 	}
-	switch {
-	case start.First:
-		out.Source.Start = gateway.StartFirst()
-	case start.New:
-		out.Source.Start = gateway.StartNew()
-	case start.Sequence > 0:
-		out.Source.Start = gateway.StartSequence(start.Sequence)
-	default:
-		out.Source.Start = gateway.StartTime(start.Time)
-	}
-	if r.Sealed.SyncInterval.Always {
-		out.Sealed.SyncInterval = gateway.SyncAlways
-	}
 	return out, nil
+}
+
+func toStart(s string) (gateway.Start, error) {
+	start, err := config.ParseStart(s)
+	switch {
+	case err != nil:
+		return gateway.Start{}, err
+	case start.First:
+		return gateway.StartFirst(), nil
+	case start.New:
+		return gateway.StartNew(), nil
+	case start.Sequence > 0:
+		return gateway.StartSequence(start.Sequence), nil
+	}
+	return gateway.StartTime(start.Time), nil
+}
+
+func toSyncInterval(s config.SyncInterval) time.Duration {
+	if s.Always {
+		return gateway.SyncAlways
+	}
+	return s.Interval.Or(0)
+}
+
+func toCreate(c *config.Create) *gateway.CreateSealed {
+	if c == nil {
+		return nil
+	}
+	out := &gateway.CreateSealed{Replicas: c.Replicas, MaxAge: c.MaxAge.Or(0), MaxBytes: int64(c.MaxBytes)}
+	if c.Storage == "memory" {
+		out.Storage = gateway.MemoryStorage
+	}
+	return out
 }
 
 // connections opens the connections of a configuration when they are needed, one

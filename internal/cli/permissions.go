@@ -78,6 +78,9 @@ func permissions(f *config.File) []permission {
 			user("gateway", r.Sealed.NATS, why).sealed(r)
 		}
 	}
+	if un := f.Unseal; un != nil {
+		unsealer(f, un, func(nats string) *permission { return user("unseal", nats, "opens sealed streams into plaintext ones") })
+	}
 	if k := f.Keysvc; k != nil {
 		p := user("keysvc", k.NATS, "answers requests for keys, keeps the key directory")
 		bucket := keyserver.DirectoryBucket(f.Service)
@@ -155,9 +158,47 @@ func (p *permission) sealed(r config.Route) {
 	if r.Ingest == config.IngestCore {
 		return // no position, no claim
 	}
+	p.tail(r.Sealed.Stream)
+	p.buckets()
+}
+
+// tail allows to read the end of a stream back, which a crash calls for.
+func (p *permission) tail(stream string) {
+	p.publish("$JS.API.CONSUMER.CREATE."+stream+".>", "$JS.API.CONSUMER.DELETE."+stream+".*", "$JS.API.CONSUMER.MSG.NEXT."+stream+".*")
+}
+
+// buckets allows to keep claims and position records.
+func (p *permission) buckets() {
 	for _, b := range []string{gateway.ClaimsBucket, gateway.PositionsBucket} {
 		p.stream("KV_"+b, "STREAM.INFO", "STREAM.MSG.GET", "STREAM.CREATE")
 		p.publish("$KV." + b + ".>")
+	}
+}
+
+// unsealer allows what "keyweir unseal" does.
+func unsealer(f *config.File, u *config.Unseal, user func(nats string) *permission) {
+	for _, op := range []string{keysvc.OpOpen, keysvc.OpRouteKey, keysvc.OpStatus} {
+		user(u.NATS).publish(keysvc.Subject(f.Service, op))
+	}
+	for _, r := range u.Routes {
+		p := user(r.Sealed.NATS)
+		p.stream(r.Sealed.Stream, "STREAM.INFO", "STREAM.MSG.GET")
+		p.consumers(r.Sealed.Stream)
+		p = user(r.Plain.NATS)
+		p.stream(r.Plain.Stream, "STREAM.INFO", "STREAM.MSG.GET")
+		if r.Plain.Create != nil {
+			p.stream(r.Plain.Stream, "STREAM.CREATE")
+		}
+		for _, s := range r.Plain.Subjects {
+			p.publish(r.Plain.Prefix + s)
+		}
+		p.tail(r.Plain.Stream)
+		p.buckets()
+		if k := r.Park; k != nil {
+			p = user(cmp.Or(k.NATS, r.Sealed.NATS))
+			p.stream(k.Stream, "STREAM.INFO", "STREAM.MSG.GET")
+			p.publish(k.Subject + ".>")
+		}
 	}
 }
 
