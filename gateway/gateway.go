@@ -45,6 +45,7 @@ type Gateway struct {
 	log     *slog.Logger
 	metrics *instruments
 	started atomic.Bool
+	opens   bool // made by NewUnseal
 
 	requests chan reconfiguration // to Run
 	wake     chan struct{}        // capacity 1: a route ended

@@ -38,6 +38,9 @@ type Changes struct {
 // or ctx's. It blocks until Run is called, and while routes drain. It is safe for
 // concurrent use; ctx bounds the waiting before it begins.
 func (g *Gateway) Reconfigure(ctx context.Context, keys Keys, routes []Route) (Changes, error) {
+	if g.opens {
+		return Changes{}, fmt.Errorf("%w: what opens cannot begin to seal", ErrConfig)
+	}
 	q := reconfiguration{keys, routes, make(chan reconfigured, 1)}
 	select {
 	case g.requests <- q:

@@ -146,7 +146,8 @@ type unsealing struct {
 }
 
 // NewUnseal checks cfg and makes a gateway whose routes open instead of sealing.
-// It does not block and asks no server. Errors wrap [ErrConfig].
+// It does not block and asks no server, and cannot be reconfigured. Errors wrap
+// [ErrConfig].
 func NewUnseal(cfg UnsealConfig) (*Gateway, error) {
 	if cfg.Keys == nil || cfg.Opener == nil || len(cfg.Routes) == 0 {
 		return nil, fmt.Errorf("%w: unsealing needs keys, an opener and at least one route", ErrConfig)
@@ -157,7 +158,12 @@ func NewUnseal(cfg UnsealConfig) (*Gateway, error) {
 	for _, u := range cfg.Routes {
 		out.Routes = append(out.Routes, u.route(cfg.Opener))
 	}
-	return New(out)
+	g, err := New(out)
+	if err != nil {
+		return nil, err
+	}
+	g.opens = true
+	return g, nil
 }
 
 // routeKeysOnly makes sure that a route that opens never asks for keys to seal.

@@ -62,6 +62,11 @@ func runUnseal(ctx context.Context, u *ui, f *config.File, resume map[string]uin
 	if err != nil {
 		return err
 	}
+	own := *f // the identities of others are not this process's
+	own.Gateway, own.Keysvc = nil, nil
+	if err := own.CheckSecrets(); err != nil {
+		return err
+	}
 	tel, stop, err := setupTelemetry(ctx, u, f.Telemetry, "keyweir-unseal")
 	if err != nil {
 		return err
@@ -96,7 +101,7 @@ func runUnseal(ctx context.Context, u *ui, f *config.File, resume map[string]uin
 	if err != nil {
 		return err
 	}
-	addReadiness(tel.Readiness(), g)
+	(&readiness{checks: tel.Readiness()}).follow(g)
 	log.Info("unsealing started", "routes", len(cfg.Routes), "version", readVersion().Version)
 	err = g.Run(ctx)
 	if err == nil {

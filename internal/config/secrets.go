@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 
 	"github.com/nats-io/nkeys"
@@ -35,7 +36,7 @@ func (f *File) CheckSecrets() error {
 	if f.Gateway != nil {
 		identity("gateway.identity", f.Gateway.Identity, nkeys.PrefixByteUser, "an identity (SU...)")
 	}
-	if f.Unseal != nil {
+	if f.Unseal != nil && !f.elsewhere(f.Unseal.Identity) {
 		identity("unseal.identity", f.Unseal.Identity, nkeys.PrefixByteUser, "an identity (SU...)")
 	}
 	if f.Keysvc != nil {
@@ -89,6 +90,18 @@ func (f *File) CheckSecrets() error {
 		}
 	}
 	return errors.Join(c.errs...)
+}
+
+// elsewhere reports whether a secret of the unseal section belongs to another
+// host: a file that configures other processes too does not say which of them runs
+// here, and the host of a gateway should not have what opens.
+func (f *File) elsewhere(ref SecretRef) bool {
+	path, ok := ref.Path()
+	if !ok || f.Gateway == nil && f.Keysvc == nil {
+		return false
+	}
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // seedKey returns the raw public key of a seed, alone or inside a credentials
