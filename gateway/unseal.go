@@ -199,6 +199,9 @@ func (r Route) unsealDefaults() (Route, error) {
 	fail := func(format string, args ...any) (Route, error) {
 		return Route{}, &RouteError{r.Name, fmt.Errorf("%w: "+format, append([]any{ErrConfig}, args...)...)}
 	}
+	if short := strings.TrimPrefix(r.Name, unsealPrefix); !routeName.MatchString(short) || !routeName.MatchString(r.Name) {
+		return fail("name %q, want 1 to 57 of A-Z a-z 0-9 _ -", short)
+	}
 	u := r.unseal
 	for _, p := range u.subjects {
 		if err := checkPattern(p); err != nil {
@@ -238,9 +241,6 @@ func (r Route) unsealDefaults() (Route, error) {
 	// to which a sealed subject makes no difference here.
 	name, subject := r.Name, r.Sealed.Subject
 	r.unseal, r.Name, r.Sealed.Subject = nil, strings.TrimPrefix(r.Name, unsealPrefix), "keyweir-unseal.>"
-	if !routeName.MatchString(name) {
-		return fail("name %q, want 1 to 57 of A-Z a-z 0-9 _ -", r.Name)
-	}
 	r, err := r.withDefaults()
 	if re := (*RouteError)(nil); errors.As(err, &re) {
 		re.Route = name
