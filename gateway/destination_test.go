@@ -19,6 +19,7 @@ func relayedConfig() jetstream.StreamConfig {
 }
 
 func TestDestinationRefused(t *testing.T) {
+	t.Parallel()
 	cases := map[string]func(*jetstream.StreamConfig){
 		"allow_msg_schedules":       func(c *jetstream.StreamConfig) { c.AllowMsgSchedules = true },
 		"subject_delete_marker_ttl": func(c *jetstream.StreamConfig) { c.AllowMsgTTL, c.SubjectDeleteMarkerTTL = true, time.Minute },
@@ -93,6 +94,7 @@ func TestDestinationRefused(t *testing.T) {
 
 // What does no harm is accepted.
 func TestDestinationAccepted(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	cfg := relayedConfig()
 	cfg.Subjects = append(cfg.Subjects, "more.>")
@@ -111,6 +113,7 @@ func TestDestinationAccepted(t *testing.T) {
 }
 
 func TestCreateSettings(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Subjects: []string{"in.>", "more.*"}})
 	f.route.Source.Subjects = []string{"in.a.>", "more.*"}
 	f.route.Sealed.Create = &gateway.CreateSealed{MaxAge: time.Hour, MaxBytes: 1 << 20, Storage: gateway.MemoryStorage}

@@ -33,6 +33,7 @@ func TestParseEngine(t *testing.T) {
 // An engine that the stream does not serve stops the route before anything is
 // read; without the demand it works.
 func TestForcedEngineNotServed(t *testing.T) {
+	t.Parallel()
 	for e, want := range map[gateway.Engine]string{gateway.EngineFast: "allow_batched", gateway.EngineDurable: "allow_atomic"} {
 		t.Run(e.String(), func(t *testing.T) {
 			f := newFixture(t, jetstream.StreamConfig{})
@@ -59,6 +60,7 @@ func TestForcedEngineNotServed(t *testing.T) {
 // A stream that the gateway makes serves every engine, and the automatic choice
 // shows.
 func TestCreatedStreamServesEngines(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		storage gateway.StorageType
 		sync    time.Duration
@@ -91,6 +93,7 @@ func TestCreatedStreamServesEngines(t *testing.T) {
 
 // Every run another engine, ended in the middle: one chain, nothing lost.
 func TestSwitchEngines(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
 	f.tune.ClaimTTL = 300 * time.Millisecond
 	const n = 12000
@@ -124,6 +127,7 @@ func TestSwitchEngines(t *testing.T) {
 
 // Two engines at once, without a claim between them.
 func TestRacingEngines(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.tune.NoClaim = true
 	const n = 3000
@@ -142,6 +146,7 @@ func TestRacingEngines(t *testing.T) {
 
 // The server restarts while batches are on their way.
 func TestServerRestartInTheMiddle(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, func(t *testing.T, e gateway.Engine) {
 		f := newFixture(t, jetstream.StreamConfig{})
 		f.route.Engine = e
@@ -169,6 +174,7 @@ func TestServerRestartInTheMiddle(t *testing.T) {
 
 // A server that syncs always: the durable engine writes many messages at once.
 func TestSyncAlways(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage}, func(o *embednats.Options) { o.SyncAlways = true })
 	f.route.Source.AfterSeal = gateway.AfterSealPurge
 	const n = 3000
@@ -195,6 +201,7 @@ func TestSyncAlways(t *testing.T) {
 
 // Single messages, far apart, are acknowledged and released without delay.
 func TestTrickle(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, func(t *testing.T, e gateway.Engine) {
 		f := newFixture(t, jetstream.StreamConfig{})
 		f.route.Engine, f.route.Source.AfterSeal = e, gateway.AfterSealPurge

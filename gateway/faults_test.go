@@ -13,7 +13,10 @@ import (
 )
 
 // Plain AckNone reading lost 5,289 of 60,000 messages to six cuts, silently.
-func TestConnectionCuts(t *testing.T) { eachEngine(t, testConnectionCuts) }
+func TestConnectionCuts(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, testConnectionCuts)
+}
 
 func testConnectionCuts(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
@@ -50,7 +53,10 @@ func testConnectionCuts(t *testing.T, e gateway.Engine) {
 
 // Without claims, two workers write at once all the time; the fence alone has to
 // keep every message single and in order.
-func TestRacingGateways(t *testing.T) { eachEngine(t, testRacingGateways) }
+func TestRacingGateways(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, testRacingGateways)
+}
 
 func testRacingGateways(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})
@@ -75,6 +81,7 @@ func testRacingGateways(t *testing.T, e gateway.Engine) {
 
 // Two gateways with claims: one works, the other waits and takes over.
 func TestClaimHandOver(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	a := f.start()
 	a.eventually("first is running", func(s gatewayStats) bool { return s.State == gateway.StateRunning })
@@ -97,7 +104,10 @@ func TestClaimHandOver(t *testing.T) {
 
 // A worker is frozen in the middle of its window, a successor takes over, and the
 // frozen one comes back with everything it had in hand.
-func TestFrozenZombie(t *testing.T) { eachEngineInFull(t, testFrozenZombie) }
+func TestFrozenZombie(t *testing.T) {
+	t.Parallel()
+	eachEngineInFull(t, testFrozenZombie)
+}
 
 func testFrozenZombie(t *testing.T, e gateway.Engine) {
 	for _, retention := range []jetstream.RetentionPolicy{jetstream.WorkQueuePolicy, jetstream.InterestPolicy, jetstream.LimitsPolicy} {
@@ -146,7 +156,10 @@ func testFrozenZombie(t *testing.T, e gateway.Engine) {
 	}
 }
 
-func TestServerRestart(t *testing.T) { eachEngineInFull(t, testServerRestart) }
+func TestServerRestart(t *testing.T) {
+	t.Parallel()
+	eachEngineInFull(t, testServerRestart)
+}
 
 func testServerRestart(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})
@@ -169,10 +182,12 @@ func testServerRestart(t *testing.T, e gateway.Engine) {
 	f.verify(1, 3000)
 }
 
-func TestTwoServers(t *testing.T) { eachEngineInFull(t, testTwoServers) }
+func TestTwoServers(t *testing.T) {
+	t.Parallel()
+	eachEngineInFull(t, testTwoServers)
+}
 
 func testTwoServers(t *testing.T, e gateway.Engine) {
-	t.Parallel() // waits for most of its time
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.route.Engine = e
 	hub := natstest.New(t)
@@ -204,7 +219,10 @@ func testTwoServers(t *testing.T, e gateway.Engine) {
 
 // The gateway dies in the middle of a window, again and again: the position record
 // is behind, messages in flight are stored or not, and the claim is not released.
-func TestCrashes(t *testing.T) { eachEngineInFull(t, testCrashes) }
+func TestCrashes(t *testing.T) {
+	t.Parallel()
+	eachEngineInFull(t, testCrashes)
+}
 
 func testCrashes(t *testing.T, e gateway.Engine) {
 	for _, retention := range []jetstream.RetentionPolicy{jetstream.LimitsPolicy, jetstream.WorkQueuePolicy, jetstream.InterestPolicy} {
@@ -250,7 +268,10 @@ func testCrashes(t *testing.T, e gateway.Engine) {
 
 // Cancellation in the middle of a stream: everything published is accounted for,
 // and a successor goes on without waiting for the claim.
-func TestCleanShutdown(t *testing.T) { eachEngine(t, testCleanShutdown) }
+func TestCleanShutdown(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, testCleanShutdown)
+}
 
 func testCleanShutdown(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
@@ -278,6 +299,7 @@ func testCleanShutdown(t *testing.T, e gateway.Engine) {
 
 // The gateway's own connections close for good.
 func TestClosedConnectionStops(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.route.Source.Conn = f.srv.Conn(t)
 	run := f.start()
@@ -287,7 +309,10 @@ func TestClosedConnectionStops(t *testing.T) {
 }
 
 // A publish that the server refuses for a while is repeated until it is stored.
-func TestSealedStreamFull(t *testing.T) { eachEngineInFull(t, testSealedStreamFull) }
+func TestSealedStreamFull(t *testing.T) {
+	t.Parallel()
+	eachEngineInFull(t, testSealedStreamFull)
+}
 
 func testSealedStreamFull(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})

@@ -67,10 +67,13 @@ func testLogger(t *testing.T) *slog.Logger {
 	return slog.New(slog.DiscardHandler)
 }
 
-// eachEngine runs a test for every engine, one after the other.
+// eachEngine runs a test for every engine.
 func eachEngine(t *testing.T, f func(*testing.T, gateway.Engine)) {
 	for _, e := range []gateway.Engine{gateway.EngineFast, gateway.EngineDurable, gateway.EngineAsync} {
-		t.Run(e.String(), func(t *testing.T) { f(t, e) })
+		t.Run(e.String(), func(t *testing.T) {
+			t.Parallel()
+			f(t, e)
+		})
 	}
 }
 

@@ -28,7 +28,10 @@ var reservedNames = []string{
 	"Keyweir", "Keyweir-Source", "Keyweir-Anything",
 }
 
-func TestReservedHeaders(t *testing.T) { eachEngine(t, testReservedHeaders) }
+func TestReservedHeaders(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, testReservedHeaders)
+}
 
 func testReservedHeaders(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})
@@ -90,7 +93,10 @@ func testReservedHeaders(t *testing.T, e gateway.Engine) {
 	}
 }
 
-func TestHeadersSealedAndPassed(t *testing.T) { eachEngine(t, testHeadersSealedAndPassed) }
+func TestHeadersSealedAndPassed(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, testHeadersSealedAndPassed)
+}
 
 func testHeadersSealedAndPassed(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})
@@ -129,6 +135,7 @@ func testHeadersSealedAndPassed(t *testing.T, e gateway.Engine) {
 }
 
 func TestTooManyHeaders(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	publish := func(n int) {
 		h := nats.Header{}
@@ -150,6 +157,7 @@ func TestTooManyHeaders(t *testing.T) {
 }
 
 func TestTooLarge(t *testing.T) {
+	t.Parallel()
 	const maxPayload = 64 << 10
 	f := newFixture(t, jetstream.StreamConfig{}, maxPayloadOption(maxPayload))
 	f.route.Source.AfterSeal = gateway.AfterSealPurge

@@ -16,6 +16,7 @@ import (
 // While there is no key the route waits: nothing is skipped, nothing passes
 // unsealed, and it goes on by itself.
 func TestKeyErrorsPause(t *testing.T) {
+	t.Parallel()
 	for _, cause := range []error{keysvc.ErrUnavailable, keysvc.ErrBusy, keysvc.ErrDenied, keysvc.ErrSuspended, errors.New("anything else")} {
 		t.Run(cause.Error(), func(t *testing.T) {
 			f := newFixture(t, jetstream.StreamConfig{})
@@ -38,6 +39,7 @@ func TestKeyErrorsPause(t *testing.T) {
 
 // One scope's error holds the route at its first message; what comes before is sealed.
 func TestScopeErrorHoldsInOrder(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.keys.set(func() { f.keys.badScope, f.keys.scopeErr = "tenant/d", keysvc.ErrSuspended }) // message 3 is the first on in.d.x
 	f.publish(1, 50)
@@ -49,6 +51,7 @@ func TestScopeErrorHoldsInOrder(t *testing.T) {
 }
 
 func TestKeyErrorsStop(t *testing.T) {
+	t.Parallel()
 	for _, cause := range []error{keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported} {
 		t.Run(cause.Error(), func(t *testing.T) {
 			f := newFixture(t, jetstream.StreamConfig{})
@@ -65,6 +68,7 @@ func TestKeyErrorsStop(t *testing.T) {
 
 // A subject without a rule stops the route; a rule added in time does not.
 func TestNoScope(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.publish(1, 3)
 	if _, err := f.js.Publish(t.Context(), "in", nil); err == nil {
@@ -92,6 +96,7 @@ func TestNoScope(t *testing.T) {
 // The service may put a subject into another scope than the rules it handed out
 // say. The worker asks for the rules again, and seals nothing until they agree.
 func TestScopeDiffers(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.publish(1, 10)
 	f.keys.set(func() { f.keys.rename = "tenant/mallory" })
@@ -111,6 +116,7 @@ func TestScopeDiffers(t *testing.T) {
 // The budget of a session is a hard stop; the next session follows without a
 // pause, because its grant was fetched ahead.
 func TestSessionBudget(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.keys.set(func() { f.keys.messages = 100 })
 	const n = 3000
@@ -132,6 +138,7 @@ func TestSessionBudget(t *testing.T) {
 
 // A lease that ends is a hard stop: without a new grant nothing more is sealed.
 func TestLeaseEnds(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.keys.set(func() { f.keys.lease = 300 * time.Millisecond })
 	f.publish(1, 10)
@@ -164,6 +171,7 @@ func TestLeaseEnds(t *testing.T) {
 
 // Many scopes of one batch are asked for together.
 func TestManyScopesOneQuestion(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
 	const scopes = 300
 	for i := range scopes {
@@ -181,6 +189,7 @@ func TestManyScopesOneQuestion(t *testing.T) {
 }
 
 func TestRouteKeyUnavailable(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.keys.set(func() { f.keys.routeErr = keysvc.ErrUnavailable })
 	f.publish(1, 5)

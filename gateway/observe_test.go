@@ -31,6 +31,7 @@ func (f *fixture) startWith(change func(*gateway.Config)) *running {
 }
 
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{MaxMsgs: 100})
 	f.sealSome(1)
 	f.publish(2, 201) // 102.. are left
@@ -91,6 +92,7 @@ func TestMetrics(t *testing.T) {
 // With tracing on, the trace of the publisher goes on in the sealed message; the
 // parent is the gateway's own span.
 func TestTraceContext(t *testing.T) {
+	t.Parallel()
 	before := otel.GetTextMapPropagator()
 	otel.SetTextMapPropagator(propagation.TraceContext{})
 	defer otel.SetTextMapPropagator(before)
@@ -128,6 +130,7 @@ func TestTraceContext(t *testing.T) {
 
 // One route's stop does not touch the others.
 func TestRoutesAreIndependent(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.create(jetstream.StreamConfig{Name: "IN2", Subjects: []string{"second.>"}})
 	bad := f.route

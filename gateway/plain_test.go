@@ -13,6 +13,7 @@ import (
 
 // The relay without the seal is the benchmark's alone, and differs in nothing else.
 func TestRelayPlain(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
 	gw := func(stream string) *gateway.Gateway {
 		r := f.route

@@ -37,6 +37,7 @@ func (f *fixture) deleteRecord() {
 
 // MaxAge removed the last sealed message. The record knows the position.
 func TestSealedStreamEmptied(t *testing.T) {
+	t.Parallel()
 	for _, withRecord := range []bool{true, false} {
 		t.Run(fmt.Sprintf("record %v", withRecord), func(t *testing.T) {
 			f := newFixture(t, jetstream.StreamConfig{})
@@ -75,6 +76,7 @@ func TestSealedStreamEmptied(t *testing.T) {
 
 // A record that is older than the emptied sealed stream does not count.
 func TestStaleRecordDoesNotCount(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(10)
 	kv, err := f.js.KeyValue(t.Context(), gateway.PositionsBucket)
@@ -105,6 +107,7 @@ func TestStaleRecordDoesNotCount(t *testing.T) {
 }
 
 func TestForgedRecord(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(10)
 	kv, err := f.js.KeyValue(t.Context(), gateway.PositionsBucket)
@@ -151,6 +154,7 @@ func TestForgedRecord(t *testing.T) {
 }
 
 func TestSealedStreamPurged(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(20)
 	f.purgeSealed()
@@ -163,6 +167,7 @@ func TestSealedStreamPurged(t *testing.T) {
 }
 
 func TestSealedStreamRecreated(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(20)
 	if err := f.js.DeleteStream(t.Context(), sealed); err != nil {
@@ -183,6 +188,7 @@ func TestSealedStreamRecreated(t *testing.T) {
 
 // The operator's decision is kept even if nothing was sealed since.
 func TestResumeIsKept(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(20)
 	f.forge(nats.Header{})
@@ -221,6 +227,7 @@ func (f *fixture) forge(h nats.Header) {
 }
 
 func TestForgedPosition(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(20)
 	got := f.open()
@@ -275,7 +282,10 @@ func TestForgedPosition(t *testing.T) {
 
 // A stranger writes while the route runs: the fence refuses the next message, and
 // the route stops rather than believe what it finds.
-func TestStrangerWhileRunning(t *testing.T) { eachEngine(t, testStrangerWhileRunning) }
+func TestStrangerWhileRunning(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, testStrangerWhileRunning)
+}
 
 func testStrangerWhileRunning(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})
@@ -305,6 +315,7 @@ func testStrangerWhileRunning(t *testing.T, e gateway.Engine) {
 // The sealed stream lost what it had acknowledged, as after a power failure, and
 // the position record did not: what the source still has is sealed again.
 func TestSealedStreamRolledBack(t *testing.T) {
+	t.Parallel()
 	for _, released := range []bool{false, true} {
 		t.Run(fmt.Sprintf("released %v", released), func(t *testing.T) {
 			f := newRollback(t, sealed)
@@ -339,6 +350,7 @@ func TestSealedStreamRolledBack(t *testing.T) {
 
 // Restored through the API, it has a new creation time, to which no position is bound.
 func TestSealedStreamSnapshotRestored(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(10)
 	f.restore(sealed, f.snapshot(sealed))
@@ -346,6 +358,7 @@ func TestSealedStreamSnapshotRestored(t *testing.T) {
 }
 
 func TestRouteRenamed(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(5)
 	f.route.Name = "s"

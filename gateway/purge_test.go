@@ -44,6 +44,7 @@ func (f *fixture) purgeRefused(want error) error {
 
 // History is sealed while others publish, then exactly that goes.
 func TestPurge(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Subjects: []string{"in.>", "other.>"}})
 	for i := range 300 {
 		subject := subjectOf(i + 1)
@@ -102,6 +103,7 @@ func TestPurge(t *testing.T) {
 
 // A copy younger than the sync interval may not survive a power failure.
 func TestPurgeHonoursTheSyncInterval(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(20)
 	const lag = 1500 * time.Millisecond
@@ -129,6 +131,7 @@ func TestPurgeHonoursTheSyncInterval(t *testing.T) {
 
 // The gateway works while its source is purged again and again.
 func TestPurgeWhileRunning(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
 	const n = 5000
 	run := f.start()
@@ -150,6 +153,7 @@ func TestPurgeWhileRunning(t *testing.T) {
 }
 
 func TestPurgeRefuses(t *testing.T) {
+	t.Parallel()
 	t.Run("nothing sealed", func(t *testing.T) {
 		f := newFixture(t, jetstream.StreamConfig{})
 		f.create(relayedConfig())
@@ -258,6 +262,7 @@ func TestPurgeRefuses(t *testing.T) {
 
 // A restored source has other messages under sequences that were sealed.
 func TestPurgeOfRestoredSource(t *testing.T) {
+	t.Parallel()
 	f := newRollback(t, source)
 	f.publish(1, 10)
 	f.save()
@@ -279,6 +284,7 @@ func TestPurgeOfRestoredSource(t *testing.T) {
 
 // The reading of both streams breaks off and goes on.
 func TestPurgeThroughCuts(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
 	n := 30000
 	if testing.Short() {

@@ -50,6 +50,7 @@ func (r *running) want(states map[string]gateway.State) {
 }
 
 func TestReconfigure(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	two := f.other()
 	run := f.start()
@@ -111,6 +112,7 @@ func TestReconfigure(t *testing.T) {
 }
 
 func TestReconfigureRefuses(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	two := f.other()
 	run := f.start()
@@ -147,6 +149,7 @@ func TestReconfigureRefuses(t *testing.T) {
 // A route that stopped starts again with the next configuration, and what it had
 // been told to resume from does not count a second time.
 func TestReconfigureStartsStopped(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	two := f.other()
 	f.sealSome(20)
@@ -180,6 +183,7 @@ func TestReconfigureStartsStopped(t *testing.T) {
 
 // Under load, with changes all the time: nothing is lost, doubled or reordered.
 func TestReconfigureUnderLoad(t *testing.T) {
+	t.Parallel()
 	eachEngineInFull(t, func(t *testing.T, e gateway.Engine) {
 		f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
 		f.route.Engine = e
@@ -225,6 +229,7 @@ func (f *fixture) consumers() (names []string) {
 
 // How a route with a lot to do reports, and that it stops to.
 func TestBacklog(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})
 	const n = 12000
 	f.keys.set(func() { f.keys.err = errors.New("no key today") })

@@ -10,6 +10,7 @@ import (
 )
 
 func TestRelayEndToEnd(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	const n = 5000
 	f.publish(1, n/2)
@@ -43,6 +44,7 @@ func TestRelayEndToEnd(t *testing.T) {
 }
 
 func TestRestartGoesOn(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	for round := range 3 {
 		f.publish(round*100+1, round*100+100)

@@ -15,6 +15,7 @@ import (
 // A source message is released only when its sealed copy is as old as the sync
 // interval of the sealed stream's server.
 func TestReleaseLagsTheAcknowledgement(t *testing.T) {
+	t.Parallel()
 	for _, retention := range []jetstream.RetentionPolicy{jetstream.LimitsPolicy, jetstream.WorkQueuePolicy, jetstream.InterestPolicy} {
 		t.Run(retention.String(), func(t *testing.T) {
 			const lag = time.Second
@@ -43,6 +44,7 @@ func TestReleaseLagsTheAcknowledgement(t *testing.T) {
 
 // What a stopped worker had sealed and not released, its successor releases.
 func TestReleaseByTheSuccessor(t *testing.T) {
+	t.Parallel()
 	for _, retention := range []jetstream.RetentionPolicy{jetstream.LimitsPolicy, jetstream.WorkQueuePolicy, jetstream.InterestPolicy} {
 		t.Run(retention.String(), func(t *testing.T) {
 			f := newFixture(t, jetstream.StreamConfig{Retention: retention})
@@ -79,6 +81,7 @@ func TestReleaseByTheSuccessor(t *testing.T) {
 
 // Purging takes the route's own subjects only.
 func TestPurgeLeavesOthers(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Subjects: []string{"in.>", "other.>"}})
 	f.route.Source.AfterSeal = gateway.AfterSealPurge
 	for range 5 {
@@ -98,6 +101,7 @@ func TestPurgeLeavesOthers(t *testing.T) {
 }
 
 func TestKeepReleasesNothing(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(20)
 	if n := f.info(source).State.Msgs; n != 20 {
@@ -108,6 +112,7 @@ func TestKeepReleasesNothing(t *testing.T) {
 // A queue whose acknowledgements wait is cut off: what is delivered again is
 // acknowledged, not sealed again.
 func TestQueueCut(t *testing.T) {
+	t.Parallel()
 	for _, retention := range []jetstream.RetentionPolicy{jetstream.WorkQueuePolicy, jetstream.InterestPolicy} {
 		t.Run(retention.String(), func(t *testing.T) {
 			f := newFixture(t, jetstream.StreamConfig{Retention: retention, Storage: jetstream.MemoryStorage})

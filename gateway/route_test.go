@@ -13,6 +13,7 @@ import (
 )
 
 func TestNewRefuses(t *testing.T) {
+	t.Parallel()
 	srv := natstest.New(t)
 	nc, other := srv.Conn(t), srv.Conn(t)
 	zero := uint64(0)
@@ -124,6 +125,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestRunTwice(t *testing.T) {
+	t.Parallel()
 	srv := natstest.New(t)
 	nc := srv.Conn(t, nats.Name("x"))
 	g, err := gateway.New(gateway.Config{Keys: newFakeKeys(), Routes: []gateway.Route{{

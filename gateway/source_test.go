@@ -29,6 +29,7 @@ func (f *fixture) sealSome(n int) {
 }
 
 func TestSourceRecreated(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.sealSome(20)
 	if err := f.js.DeleteStream(t.Context(), source); err != nil {
@@ -59,6 +60,7 @@ func TestSourceRecreated(t *testing.T) {
 
 // The source is deleted and made again while the route runs.
 func TestSourceRecreatedWhileRunning(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.publish(1, 20)
 	run := f.start()
@@ -124,6 +126,7 @@ func (r *rollback) back() {
 
 // Sequences that were sealed before come again with other messages.
 func TestSourceRestored(t *testing.T) {
+	t.Parallel()
 	f := newRollback(t, source)
 	f.publish(1, 10)
 	f.save()
@@ -156,6 +159,7 @@ func TestSourceRestored(t *testing.T) {
 
 // The same, while the gateway runs: it notices when it is connected again.
 func TestSourceRestoredWhileRunning(t *testing.T) {
+	t.Parallel()
 	f := newRollback(t, source)
 	hub := natstest.New(t)
 	f.route.Sealed.Conn = hub.Conn(t)
@@ -179,6 +183,7 @@ func TestSourceRestoredWhileRunning(t *testing.T) {
 
 // A snapshot restored through the API.
 func TestSourceSnapshotRestored(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.publish(1, 10)
 	snapshot := f.snapshot(source)
@@ -262,6 +267,7 @@ func (f *fixture) restore(stream string, snapshot []byte) {
 }
 
 func TestLimitsTrimmedUnsealed(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{MaxMsgs: 50})
 	f.sealSome(20)
 	f.publish(21, 100) // 51..100 are left
@@ -296,6 +302,7 @@ func TestLimitsTrimmedUnsealed(t *testing.T) {
 // The limit overtakes the reader while it waits for a key, in the middle of what
 // was delivered and beyond.
 func TestLimitsTrimWhileRunning(t *testing.T) {
+	t.Parallel()
 	for _, policy := range []gateway.OnSourceGap{gateway.GapStop, gateway.GapContinue} {
 		t.Run(policy.String(), func(t *testing.T) {
 			f := newFixture(t, jetstream.StreamConfig{MaxMsgs: 5000, Storage: jetstream.MemoryStorage})
@@ -304,8 +311,9 @@ func TestLimitsTrimWhileRunning(t *testing.T) {
 			run := f.start()
 			run.eventually("running", func(s gatewayStats) bool { return s.State == gateway.StateRunning })
 			const n = 20000 // about 2,500 are delivered to the waiting gateway, 15,001.. survive
-			f.publish(1, n)
+			f.publish(1, 1)
 			run.eventually("paused", func(s gatewayStats) bool { return s.State == gateway.StatePaused })
+			f.publish(2, n)
 			f.keys.set(func() { f.keys.err = nil })
 			if policy == gateway.GapStop {
 				run.stopped(gateway.ErrSourceGap)
@@ -332,6 +340,7 @@ func TestLimitsTrimWhileRunning(t *testing.T) {
 // With filters, messages of other subjects may go without being missed: they were
 // not this route's.
 func TestFilteredRouteIgnoresOthers(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Subjects: []string{"in.>", "other.>"}, MaxAge: time.Hour})
 	f.sealSome(10)
 	for range 50 {
@@ -360,6 +369,7 @@ func TestFilteredRouteIgnoresOthers(t *testing.T) {
 // Idle, the position record follows what others publish, so that even limits of
 // size do not raise a false alarm.
 func TestIdleAdvancesRecord(t *testing.T) {
+	t.Parallel()
 	f := newFixture(t, jetstream.StreamConfig{Subjects: []string{"in.>", "other.>"}, MaxMsgs: 40})
 	f.tune.Heartbeat = 100 * time.Millisecond
 	f.publish(1, 10)
@@ -384,6 +394,7 @@ func TestIdleAdvancesRecord(t *testing.T) {
 }
 
 func TestStart(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	for _, c := range []struct {
 		name  string
@@ -441,6 +452,7 @@ func TestStart(t *testing.T) {
 }
 
 func TestSourceRefused(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		cfg    jetstream.StreamConfig

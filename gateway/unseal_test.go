@@ -11,10 +11,12 @@ import (
 )
 
 // What went in comes out, and a second run adds nothing.
-func TestUnseal(t *testing.T) { eachEngine(t, testUnseal) }
+func TestUnseal(t *testing.T) {
+	t.Parallel()
+	eachEngine(t, testUnseal)
+}
 
 func testUnseal(t *testing.T, e gateway.Engine) {
-	t.Parallel()
 	u := newUnsealFixture(t)
 	u.back.Engine = e
 	u.seal(1, 1500)
@@ -40,10 +42,12 @@ func testUnseal(t *testing.T, e gateway.Engine) {
 
 // Without claims, two unsealing workers write at once; the fence alone has to keep
 // every message single and in order.
-func TestRacingUnseal(t *testing.T) { eachEngineInFull(t, testRacingUnseal) }
+func TestRacingUnseal(t *testing.T) {
+	t.Parallel()
+	eachEngineInFull(t, testRacingUnseal)
+}
 
 func testRacingUnseal(t *testing.T, e gateway.Engine) {
-	t.Parallel()
 	u := newUnsealFixture(t)
 	u.back.Engine = e
 	u.tune.NoClaim = true
@@ -63,10 +67,12 @@ func testRacingUnseal(t *testing.T, e gateway.Engine) {
 
 // The process dies in the middle of a window, again and again: messages in flight
 // are stored or not, the position record is behind, and the claim is not released.
-func TestUnsealCrashes(t *testing.T) { eachEngineInFull(t, testUnsealCrashes) }
+func TestUnsealCrashes(t *testing.T) {
+	t.Parallel()
+	eachEngineInFull(t, testUnsealCrashes)
+}
 
 func testUnsealCrashes(t *testing.T, e gateway.Engine) {
-	t.Parallel()
 	u := newUnsealFixture(t)
 	u.back.Engine = e
 	u.tune.ClaimTTL = 300 * time.Millisecond
