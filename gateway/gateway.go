@@ -99,7 +99,7 @@ func New(cfg Config) (*Gateway, error) {
 	cfg.Routes, cfg.Keys = nil, nil
 	g.cfg = cfg
 	for _, r := range routes {
-		g.answer(r)
+		g.answered(r.Name, r.ResumeFrom)
 		n, err := g.newRunner(g.keys, r)
 		if err != nil {
 			return nil, err

@@ -80,6 +80,7 @@ func (g *Gateway) reconfigure(ctx context.Context, q reconfiguration) (c Changes
 	}
 	next := make([]*runner, len(routes))
 	var fresh []*runner
+	asked := make(map[string]*uint64)
 	for i, route := range routes {
 		was := old[route.Name]
 		if was != nil && q.keys == nil && !was.ended() && sameRoute(was.route, route) {
@@ -88,7 +89,8 @@ func (g *Gateway) reconfigure(ctx context.Context, q reconfiguration) (c Changes
 			delete(old, route.Name)
 			continue
 		}
-		route.ResumeFrom = g.answer(route)
+		asked[route.Name] = route.ResumeFrom
+		route.ResumeFrom = g.unanswered(route)
 		if next[i], err = g.newRunner(keys, route); err != nil {
 			return Changes{}, err
 		}
@@ -98,6 +100,9 @@ func (g *Gateway) reconfigure(ctx context.Context, q reconfiguration) (c Changes
 		} else {
 			c.Started = append(c.Started, route.Name)
 		}
+	}
+	for name, from := range asked { // from here on nothing fails
+		g.answered(name, from)
 	}
 	// Old ones first, all of them: a new route may take over the sealed stream,
 	// the source consumers or the subjects of an old one under another name.
@@ -127,15 +132,18 @@ func (g *Gateway) reconfigure(ctx context.Context, q reconfiguration) (c Changes
 	return c, nil
 }
 
-// answer returns the route's ResumeFrom, but each value once in the life of the
-// process: to resume from there again would seal what came after it twice.
-func (g *Gateway) answer(r Route) *uint64 {
-	if r.ResumeFrom == nil {
+// unanswered returns the route's ResumeFrom, but each value once in the life of
+// the process: to resume from there again would seal what came after it twice.
+func (g *Gateway) unanswered(r Route) *uint64 {
+	if last, ok := g.answers[r.Name]; ok && r.ResumeFrom != nil && last == *r.ResumeFrom {
 		return nil
 	}
-	if last, ok := g.answers[r.Name]; ok && last == *r.ResumeFrom {
-		return nil
-	}
-	g.answers[r.Name] = *r.ResumeFrom
 	return r.ResumeFrom
+}
+
+// answered notes that a route was given a ResumeFrom, which may be nil.
+func (g *Gateway) answered(name string, from *uint64) {
+	if from != nil {
+		g.answers[name] = *from
+	}
 }
