@@ -14,6 +14,7 @@ import (
 const (
 	maxMissing = 64 // ranges per chain
 	maxTracks  = 16 // chains
+	maxOpen    = 256 // chains of an open stream
 )
 
 // link is what one message says about its place.
@@ -200,6 +201,32 @@ func (c *chains) observe(l link, whole bool) (events []OrderEvent, taken bool) {
 	return events, true
 }
 
+// observeOpen judges one message of an open stream, where chains alternate. The
+// writer of an unlinked one does not know what was stored, so that what is
+// missing means nothing.
+func (c *chains) observeOpen(l link, unlinked bool) (events []OrderEvent, taken bool) {
+	var before ChainID
+	if cur := c.current(); cur != nil {
+		before = cur.chain
+	}
+	i := c.find(l.chain)
+	if i < 0 {
+		if len(c.tracks) == maxOpen {
+			c.tracks = slices.Delete(c.tracks, 0, 1) // the one not heard of for longest
+		}
+		c.tracks = append(c.tracks, &track{chain: l.chain, first: l.sequence, last: l.sequence})
+		return nil, true
+	}
+	t := c.tracks[i]
+	c.tracks = append(slices.Delete(c.tracks, i, i+1), t)
+	last := t.last
+	kind, count := t.place(l)
+	if kind == 0 || kind == OrderGap && unlinked {
+		return nil, true
+	}
+	return []OrderEvent{{Kind: kind, Before: before, Last: last, Count: count}}, kind == OrderGap || kind == OrderReorder
+}
+
 // begin makes the message the first of its chain that was read, and the chain the
 // current one.
 func (c *chains) begin(l link) *track {
@@ -211,9 +238,13 @@ func (c *chains) begin(l link) *track {
 	return t
 }
 
-func (c *chains) restore(states []ChainState) error {
-	if len(states) > maxTracks {
-		return fmt.Errorf("%d chains, at most %d", len(states), maxTracks)
+func (c *chains) restore(states []ChainState, open bool) error {
+	limit := maxTracks
+	if open {
+		limit = maxOpen
+	}
+	if len(states) > limit {
+		return fmt.Errorf("%d chains, at most %d", len(states), limit)
 	}
 	for i := range states {
 		t, err := states[i].restore()

@@ -84,7 +84,8 @@ func (m *Message) Chain() ChainID { return m.body.chain }
 func (m *Message) Sequence() uint64 { return m.body.sequence }
 
 // Previous returns the Sequence of the message before this one on the chain; 0
-// for the first.
+// for the first, and math.MaxUint64 where the writer keeps no links, as core
+// ingest does.
 func (m *Message) Previous() uint64 { return m.body.previous }
 
 // PreviousOnSubject is Previous among the messages of this subject, where the

@@ -41,6 +41,14 @@ func (l OrderLink) String() string {
 // chains, and takes the first message it sees for granted.
 type VerifierConfig struct {
 	Link OrderLink
+	// Open says that several writers seal to the stream, each with a chain of its
+	// own, as the stream's metadata keyweir-mode: open has it. Chains may then
+	// alternate. Those of core ingest keep no links, since the stream may refuse
+	// what was sealed (duplicates above all), so of these a Verifier finds what was
+	// repeated or moved, and nothing that is missing. What the metadata say is the
+	// broker's word: Open comes from the reader's own configuration. Only with
+	// LinkChain, and without FromStart.
+	Open bool
 	// FromStart demands that the first message be the first of its chain. Not for
 	// streams whose limits remove old messages. Ignored with a State.
 	FromStart bool
@@ -56,13 +64,15 @@ type VerifierConfig struct {
 type VerifierState struct {
 	Version int    `json:"version"`           // 1
 	Link    string `json:"link"`              // as OrderLink.String
+	Open    bool   `json:"open,omitempty"`
 	Subject string `json:"subject,omitempty"` // with LinkSubject
 	// Stream is the sealed stream's sequence of the last message observed, 0 where
 	// unknown.
 	Stream uint64 `json:"stream_sequence"`
 	// Observed is how many messages were, repeated ones included.
 	Observed uint64 `json:"observed"`
-	// Chains are the current chain, which is the last, and up to 15 before it.
+	// Chains are the current chain, which is the last, and up to 15 before it; of an
+	// open stream up to 255, the one observed last at the end.
 	Chains []ChainState `json:"chains"`
 }
 
@@ -102,6 +112,7 @@ const stateVersion = 1
 type Verifier struct {
 	link     OrderLink
 	whole    bool
+	open     bool
 	subject  string // with LinkSubject; "" until the first message
 	stream   uint64
 	observed uint64
@@ -122,7 +133,10 @@ func NewVerifier(c jetstream.Consumer, cfg VerifierConfig) (*Verifier, error) {
 			return nil, err
 		}
 	}
-	v := &Verifier{link: cfg.Link, whole: cfg.FromStart}
+	if cfg.Open && (cfg.Link != LinkChain || cfg.FromStart) {
+		return nil, fmt.Errorf("%w: an open stream has links of chains at most, and no first message that can be demanded", ErrNoOrder)
+	}
+	v := &Verifier{link: cfg.Link, whole: cfg.FromStart, open: cfg.Open}
 	if cfg.State != nil {
 		if err := v.restore(cfg.State); err != nil {
 			return nil, fmt.Errorf("%w: reading state: %v", ErrNoOrder, err)
@@ -182,6 +196,15 @@ func (v *Verifier) Observe(m *Message) ([]OrderEvent, error) {
 		}
 		l.previous = m.body.onSubject
 	}
+	unlinked := false
+	if l.previous == envelope.NotKept {
+		if !v.open {
+			return nil, fmt.Errorf("%w: the message was sealed without links, as in an open stream", ErrNoOrder)
+		}
+		// Its writer counts without gaps, and says nothing of what became of them.
+		unlinked = true
+		l.previous = max(l.sequence, 1) - 1
+	}
 	if l.previous >= l.sequence {
 		return nil, fmt.Errorf("%w: message %d says that %d came before it", ErrNoOrder, l.sequence, l.previous)
 	}
@@ -194,7 +217,13 @@ func (v *Verifier) Observe(m *Message) ([]OrderEvent, error) {
 	if v.link == LinkSubject {
 		v.subject = m.body.subject
 	}
-	events, taken := v.chains.observe(l, v.whole)
+	var events []OrderEvent
+	var taken bool
+	if v.open {
+		events, taken = v.chains.observeOpen(l, unlinked)
+	} else {
+		events, taken = v.chains.observe(l, v.whole)
+	}
 	if taken && m.body.gap > 0 {
 		e := OrderEvent{Kind: OrderSourceLoss, Before: l.chain, Count: m.body.gap}
 		if len(events) > 0 {
@@ -212,7 +241,7 @@ func (v *Verifier) Observe(m *Message) ([]OrderEvent, error) {
 // State returns where v stands, for a later [NewVerifier]. It shares nothing with v.
 func (v *Verifier) State() VerifierState {
 	s := VerifierState{
-		Version: stateVersion, Link: v.link.String(), Subject: v.subject, Stream: v.stream, Observed: v.observed,
+		Version: stateVersion, Link: v.link.String(), Open: v.open, Subject: v.subject, Stream: v.stream, Observed: v.observed,
 		Chains: make([]ChainState, len(v.chains.tracks)),
 	}
 	for i, t := range v.chains.tracks {
@@ -237,12 +266,14 @@ func (v *Verifier) restore(s *VerifierState) error {
 		return fmt.Errorf("version %d, want %d", s.Version, stateVersion)
 	case s.Link != v.link.String():
 		return fmt.Errorf("it follows the link %.16q, not %q", s.Link, v.link)
+	case s.Open != v.open:
+		return fmt.Errorf("open %v, not %v", s.Open, v.open)
 	case v.link == LinkChain && s.Subject != "", v.link == LinkSubject && s.Observed > 0 && s.Subject == "":
 		return fmt.Errorf("subject %.64q under link %v", s.Subject, v.link)
 	case (len(s.Chains) == 0) != (s.Observed == 0):
 		return fmt.Errorf("%d messages on %d chains", s.Observed, len(s.Chains))
 	}
-	if err := v.chains.restore(s.Chains); err != nil {
+	if err := v.chains.restore(s.Chains, v.open); err != nil {
 		return err
 	}
 	v.subject, v.stream, v.observed = s.Subject, s.Stream, s.Observed
