@@ -28,6 +28,13 @@
 // Two instances of a gateway may run; a claim in a key-value bucket lets one of
 // them work, and a late holder is harmless.
 //
+// # Core ingest
+//
+// A route with [CoreIngest] has no source stream: it takes plain publishes, seals
+// them and has the sealed stream acknowledge them to their publishers, so that
+// nothing unsealed is ever stored. What it promises is less, and stands in
+// docs/operations.md.
+//
 // # Engines
 //
 // How messages are published is the route's [Engine]; what is published, and what
@@ -60,4 +67,8 @@
 // KV_KEYWEIR_positions, CONSUMER.CREATE, CONSUMER.MSG.NEXT and CONSUMER.DELETE of
 // the stream (after a crash its last messages are checked), and publishing to the sealed subjects, which nobody else
 // should be allowed, and to $KV.KEYWEIR_claims.> and $KV.KEYWEIR_positions.>.
+//
+// Core ingest needs STREAM.NAMES, the queue group [QueueGroup] on its subjects and
+// allow_responses on the source, and STREAM.INFO, STREAM.CREATE and publishing to
+// the sealed subjects on the sealed side, and no more.
 package gateway

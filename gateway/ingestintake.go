@@ -113,18 +113,19 @@ func (in *intake) run(ctx context.Context, retry *pause) error {
 		err = in.watch(ctx, subs)
 	}
 	// The server stops delivering to us, so others of the group get what comes now.
-	deadline := time.AfterFunc(g.tune.drain, giveUp)
-	defer deadline.Stop()
-	subs.drain(work)
+	end, over := context.WithTimeout(context.WithoutCancel(ctx), g.tune.drain)
+	defer over()
+	defer context.AfterFunc(end, giveUp)()
+	subs.drain(end)
 	close(in.ended)
 	<-done
 	in.giveUp()
-	if ferr := g.route.Sealed.Conn.FlushWithContext(work); ferr != nil {
+	if ferr := g.route.Sealed.Conn.FlushWithContext(end); ferr != nil {
 		g.log.Warn("not everything reached the sealed stream; publishers that asked for an answer will time out", "error", ferr)
 	}
-	in.forward.drain(work)
+	in.forward.drain(end)
 	if g.route.Source.Conn != g.route.Sealed.Conn {
-		_ = g.route.Source.Conn.FlushWithContext(work) // answers; their loss is a time-out
+		_ = g.route.Source.Conn.FlushWithContext(end) // answers; their loss is a time-out
 	}
 	giveUp()
 	in.asks.Wait()
