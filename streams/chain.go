@@ -12,8 +12,8 @@ import (
 // forgotten counts as a duplicate when it comes after all, a chain that was
 // forgotten as a new one.
 const (
-	maxMissing = 64 // ranges per chain
-	maxTracks  = 16 // chains
+	maxMissing = 64  // ranges per chain
+	maxTracks  = 16  // chains
 	maxOpen    = 256 // chains of an open stream
 )
 

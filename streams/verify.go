@@ -62,8 +62,8 @@ type VerifierConfig struct {
 // of JSON without payload or keys, and grows to 100 KB at most in a stream full of
 // gaps. Store it where those whom it checks cannot write.
 type VerifierState struct {
-	Version int    `json:"version"`           // 1
-	Link    string `json:"link"`              // as OrderLink.String
+	Version int    `json:"version"` // 1
+	Link    string `json:"link"`    // as OrderLink.String
 	Open    bool   `json:"open,omitempty"`
 	Subject string `json:"subject,omitempty"` // with LinkSubject
 	// Stream is the sealed stream's sequence of the last message observed, 0 where
