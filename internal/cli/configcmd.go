@@ -38,6 +38,9 @@ the right kind, and an identity must not be the key of a NATS connection.`,
 		Example: "  keyweir config check --config keyweir.yaml --secrets",
 		RunE: func(*cobra.Command, []string) error {
 			f, err := loadConfig(path)
+			if err == nil {
+				err = f.CheckAuthorities(checkAuthority)
+			}
 			if err == nil && secrets {
 				err = f.CheckSecrets()
 			}

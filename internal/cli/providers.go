@@ -12,13 +12,39 @@ import (
 	"github.com/keyweir/keyweir/keysvc/authority"
 	"github.com/keyweir/keyweir/keysvc/authority/awskms"
 	"github.com/keyweir/keyweir/keysvc/authority/local"
+	"github.com/keyweir/keyweir/keysvc/authority/transit"
 )
 
-// providers maps the scheme of an authority's URI to who opens it.
-var providers = map[string]authority.Opener{
-	"awskms": awskms.Open,
-	"local":  local.Open,
+// provider opens authorities of one scheme. check looks at a URI without opening
+// anything.
+type provider struct {
+	open  authority.Opener
+	check func(uri string) error
 }
+
+// providers maps the scheme of an authority's URI to who opens it.
+var providers = map[string]provider{
+	awskms.Scheme:  {awskms.Open, awskms.CheckURI},
+	local.Scheme:   {local.Open, local.CheckURI},
+	transit.Scheme: {transit.Open, transit.CheckURI},
+}
+
+// checkAuthority reports what is wrong with the URI of an authority, in words for
+// the configuration file.
+func checkAuthority(uri string) error {
+	scheme, _, _ := strings.Cut(uri, ":")
+	p, ok := providers[scheme]
+	if !ok {
+		return fmt.Errorf("unknown scheme %.40q; schemes of this release: %s", scheme, schemes())
+	}
+	if err := p.check(uri); err != nil {
+		sentinel := authority.ErrInvalid.Error()
+		return errors.New(strings.ReplaceAll(strings.TrimSuffix(err.Error(), ": "+sentinel), sentinel+": ", ""))
+	}
+	return nil
+}
+
+func schemes() string { return strings.Join(slices.Sorted(maps.Keys(providers)), ", ") }
 
 // openAuthorities opens the authorities of a configuration by name. close closes
 // them all.
@@ -35,11 +61,11 @@ func openAuthorities(ctx context.Context, uris map[string]string, log *slog.Logg
 	}
 	for _, name := range slices.Sorted(maps.Keys(uris)) {
 		scheme, _, _ := strings.Cut(uris[name], ":")
-		open, ok := providers[scheme]
+		p, ok := providers[scheme]
 		if !ok {
 			err = withHint(fmt.Errorf("opening authority %q: unknown scheme %q", name, scheme),
-				"schemes of this release: %s", strings.Join(slices.Sorted(maps.Keys(providers)), ", "))
-		} else if as[name], err = open(ctx, uris[name], authority.Options{Logger: log.With("authority", name)}); err != nil {
+				"schemes of this release: %s", schemes())
+		} else if as[name], err = p.open(ctx, uris[name], authority.Options{Logger: log.With("authority", name)}); err != nil {
 			err = fmt.Errorf("opening authority %q: %w", name, err)
 		}
 		if err != nil {

@@ -14,6 +14,7 @@ type Keysvc struct {
 	//   awskms:///arn:aws:kms:REGION:ACCOUNT:key/ID
 	//   local:///DIRECTORY?domain-key=file:PATH
 	//   local:///DIRECTORY?domain-key=env:NAME&key=ALIAS
+	//   transit://HOST:PORT/MOUNT/KEY?token=file:PATH
 	// A name stands in every key record, so it stays. At least one.
 	Authorities map[string]string `yaml:"authorities"`
 	// Scopes are tried in order; the first match wins and no match is refused.

@@ -33,6 +33,13 @@ func Open(ctx context.Context, uri string, o authority.Options) (authority.Autho
 	return a, nil
 }
 
+// CheckURI reports what is wrong with a URI without opening anything; errors are
+// authority.ErrInvalid.
+func CheckURI(uri string) error {
+	_, err := parseURI(uri)
+	return err
+}
+
 func parseURI(uri string) (Config, error) {
 	const op = "reading the uri"
 	u, err := url.Parse(uri)

@@ -41,6 +41,15 @@ func Open(ctx context.Context, uri string, o authority.Options) (authority.Autho
 	return a, nil
 }
 
+// CheckURI reports what is wrong with a URI without reading the key or the store;
+// errors are authority.ErrInvalid and never show it.
+func CheckURI(uri string) error {
+	if _, _, _, err := parseURI(uri); err != nil {
+		return fmt.Errorf("reading local: URI: %w", err)
+	}
+	return nil
+}
+
 func parseURI(uri string) (dir, source, def string, err error) {
 	bad := func(what string) (string, string, string, error) {
 		return "", "", "", fmt.Errorf("%w: %s, want local:///absolute/dir?domain-key=file:/absolute/path or domain-key=env:NAME, optionally &key=ALIAS",
