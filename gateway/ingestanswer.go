@@ -98,9 +98,9 @@ func passable(reply string) bool {
 // answerable reports whether a publisher may be answered on a reply subject. We
 // answer with our own rights, and the sealed stream's server with its own, so a
 // publisher must not be able to direct an answer into a sealed stream, back into
-// the ingest or to JetStream's API.
+// the ingest, to JetStream's API or to a key service.
 func answerable(reply string, refused []string) bool {
-	if reply[0] == '$' || checkPattern(reply) != nil || strings.ContainsAny(reply, "*>") {
+	if reply[0] == '$' || strings.HasPrefix(reply, "keyweir.") || checkPattern(reply) != nil || strings.ContainsAny(reply, "*>") {
 		return false
 	}
 	for _, p := range refused {

@@ -283,7 +283,7 @@ func TestIngestReplySubjects(t *testing.T) {
 	f, _ := newIngest(t)
 	run := f.startIngest()
 	nc := f.srv.Conn(t)
-	replies := []string{"sealed.in.a.x", "in.b.x", "$JS.API.STREAM.PURGE.SEALED", "$KV.KEYWEIR_claims.x", "$SYS.x"}
+	replies := []string{"sealed.in.a.x", "in.b.x", "$JS.API.STREAM.PURGE.SEALED", "$KV.KEYWEIR_claims.x", "$SYS.x", "keyweir.v1.prod.generate"}
 	for i, reply := range replies {
 		if err := nc.PublishMsg(&nats.Msg{Subject: "in.a.x", Reply: reply, Data: []byte("x"), Header: nats.Header{"N": {fmt.Sprint(i)}}}); err != nil {
 			t.Fatal(err)
