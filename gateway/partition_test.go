@@ -157,7 +157,11 @@ func (f *fixture) sealedParts(n int, streams ...string) {
 	natstest.Eventually(f.t, 15*time.Second, func() error {
 		total := 0
 		for _, s := range streams {
-			total += int(f.info(s).State.Msgs)
+			stream, err := f.js.Stream(f.t.Context(), s)
+			if err != nil {
+				return err
+			}
+			total += int(stream.CachedInfo().State.Msgs)
 		}
 		if total != n {
 			return fmt.Errorf("%d messages sealed, want %d", total, n)
