@@ -25,8 +25,9 @@
 // position again, checks that the last messages follow each other, and goes on. No
 // de-duplication window is involved.
 //
-// Two instances of a gateway may run; a claim in a key-value bucket lets one of
-// them work, and a late holder is harmless.
+// Several instances of a gateway may run; a claim in a key-value bucket lets one of
+// them work on a route, or on a partition of it ([Source].Partitions), of which each
+// takes an even share. A late holder is harmless.
 //
 // # Core ingest
 //
