@@ -80,5 +80,5 @@ func (t *tenure) advance(to uint64, since int64) {
 	t.cursor.scanned, t.cursor.since = to, since
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.ahead, t.since = ahead{t.published, to, t.gap}, since
+	t.ahead, t.since = ahead{t.published, to, t.gap, t.ahead.parked}, since
 }

@@ -48,6 +48,12 @@ var (
 	ErrTooLarge = errors.New("gateway: message too large once sealed")
 	// ErrHeaders: one message has more headers than an envelope can carry.
 	ErrHeaders = errors.New("gateway: too many headers")
+	// ErrReserved: one message has a header that belongs to NATS or Keyweir, and
+	// the route rejects those.
+	ErrReserved = errors.New("gateway: reserved header")
+	// ErrDeadLetters: a message that cannot be sealed as it is cannot be parked
+	// either, or the dead-letter stream is missing or set up wrongly.
+	ErrDeadLetters = errors.New("gateway: dead letters refused")
 	// ErrUndecryptable: one sealed message does not open, or its plaintext cannot
 	// be stored as it was published. Only routes that open return it, see [Unseal].
 	ErrUndecryptable = errors.New("gateway: message cannot be unsealed")
@@ -108,20 +114,22 @@ var hints = []struct {
 	{ErrLayout, "configure the recorded partitions again; to change them, run them with --drain until it ends, take the subjects from their sealed streams or delete those, then start the new ones with new sealed streams"},
 	{ErrNoStart, "set the route's start to first, new, a sequence or a time"},
 	{ErrUnsealed, "they came before the route's start, were skipped by --resume-from, or their sealed copies expired: seal or remove those yourself first"},
-	{ErrTooLarge, "raise max_payload of the sealed stream's server (or the stream's max_msg_size), or remove the message from the source stream"},
-	{ErrHeaders, "an envelope carries at most 64 headers of 32 KiB; remove the message from the source stream"},
+	{ErrDeadLetters, "see to it that the dead-letter stream exists, takes the route's subjects, allows atomic batches and has room, and that a scope rule covers the quarantine subject"},
+	{ErrTooLarge, "give the route dead_letters; or raise max_payload of the sealed stream's server (or the stream's max_msg_size), or remove the message from the source stream"},
+	{ErrHeaders, "an envelope carries at most 64 headers of 32 KiB; give the route dead_letters, or remove the message from the source stream"},
+	{ErrReserved, "give the route dead_letters or reserved_headers: drop, or remove the message from the source stream"},
 	{ErrEngine, "set engine: auto, or update the sealed stream's server and set allow_batched (fast) or allow_atomic (durable) on the stream"},
 	{ErrDestination, "change the sealed stream, or let the gateway create a new one (create)"},
 	{ErrSource, "change the source stream or the route"},
 	{ErrConnection, "restart the gateway; connections should be made to reconnect for ever"},
-	{keysvc.ErrNoScope, "add a scope rule for the subject at the key service, or narrow the route's source subjects"},
+	{keysvc.ErrNoScope, "add a scope rule for the subject at the key service, narrow the route's source subjects, or give the route dead_letters"},
 	{keysvc.ErrDestroyed, "the scope's key is destroyed; give the subject another scope"},
 	{keysvc.ErrUnsupported, "gateway and key service do not fit together; upgrade the older one"},
 }
 
 var stopping = []error{
 	ErrConfig, ErrSource, ErrDestination, ErrEngine, ErrSourceChanged, ErrSourceGap, ErrPosition, ErrLayout, ErrNoStart, ErrTooLarge,
-	ErrHeaders, ErrUndecryptable, ErrPark, ErrConnection, nats.ErrConnectionClosed, keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported,
+	ErrHeaders, ErrReserved, ErrDeadLetters, ErrUndecryptable, ErrPark, ErrConnection, nats.ErrConnectionClosed, keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported,
 }
 
 // stops reports whether err ends the route rather than the attempt.

@@ -25,6 +25,7 @@ type fakeKeys struct {
 	rename   string        // Generate answers with this scope
 	lease    time.Duration // 0: an hour
 	messages uint64        // budget; 0: unlimited
+	bytes    uint64        // likewise
 	calls    int           // of Generate
 	asked    int           // subjects in them
 	grants   int           // given out
@@ -112,6 +113,9 @@ func (k *fakeKeys) Generate(_ context.Context, subjects []string) ([]keysvc.Seal
 		}
 		if k.messages != 0 {
 			out[i].Messages = k.messages
+		}
+		if k.bytes != 0 {
+			out[i].Bytes = k.bytes
 		}
 	}
 	return out, nil

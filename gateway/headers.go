@@ -21,15 +21,58 @@ func hasPrefixFold(s, prefix string) bool {
 	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
 }
 
+// mayPass reports whether a header may stay readable on a sealed message. Besides
+// the reserved ones, those are out that the server or clients give a meaning in
+// some place: a key-value operation, the status of an answer.
+func mayPass(name string) bool {
+	return !reservedHeader(name) && !strings.EqualFold(name, "KV-Operation") &&
+		!strings.EqualFold(name, "Status") && !strings.EqualFold(name, "Description")
+}
+
+// ReservedHeaders says what happens to input with reserved headers: every Nats-*
+// but the publisher's Nats-Msg-Id, and every Keyweir-*, in any letter case.
+type ReservedHeaders int
+
+const (
+	ReservedDrop   ReservedHeaders = iota // they are left out of the sealed message
+	ReservedReject                        // the message becomes a dead letter
+)
+
+func (r ReservedHeaders) String() string {
+	switch r {
+	case ReservedDrop:
+		return "drop"
+	case ReservedReject:
+		return "reject"
+	}
+	return fmt.Sprintf("ReservedHeaders(%d)", int(r))
+}
+
+// ParseReservedHeaders parses "drop" or "reject", and "" as "drop"; anything else
+// is [ErrConfig].
+func ParseReservedHeaders(s string) (ReservedHeaders, error) {
+	switch s {
+	case "", "drop":
+		return ReservedDrop, nil
+	case "reject":
+		return ReservedReject, nil
+	}
+	return 0, fmt.Errorf("%w: reserved_headers %q, want drop or reject", ErrConfig, s)
+}
+
 // sealedHeaders appends the headers that are sealed with a message, in canonical
 // order: all of the application's, and the publisher's Nats-Msg-Id, which readers
 // may want for their own de-duplication. Every other Nats-* and every Keyweir-* is
-// dropped: copied in clear it would steer the sealed stream, and sealed it would
-// steer whatever stream a reader publishes to. Errors: ErrHeaders.
-func sealedHeaders(dst []envelope.Header, h nats.Header) ([]envelope.Header, error) {
+// dropped, or refused: copied in clear it would steer the sealed stream, and sealed
+// it would steer whatever stream a reader publishes to. Errors: ErrHeaders,
+// ErrReserved.
+func sealedHeaders(dst []envelope.Header, h nats.Header, rule ReservedHeaders) ([]envelope.Header, error) {
 	size := 0
 	for name, values := range h {
 		if reservedHeader(name) && name != headerMsgID {
+			if rule == ReservedReject {
+				return nil, fmt.Errorf("%w %.100q", ErrReserved, name)
+			}
 			continue
 		}
 		for _, v := range values {

@@ -1,8 +1,14 @@
 package gateway_test
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +19,7 @@ import (
 
 	"github.com/keyweir/keyweir/gateway"
 	"github.com/keyweir/keyweir/internal/envelope"
+	"github.com/keyweir/keyweir/internal/natstest"
 )
 
 // reservedNames are all headers that nats-server 2.15.2 gives a meaning, and ours.
@@ -24,8 +31,180 @@ var reservedNames = []string{
 	"Nats-Schedule-TTL", "Nats-Schedule-Target", "Nats-Schedule-Time-Zone", "Nats-Scheduler", "Nats-Stream-Source",
 	"Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Last-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending",
 	"Nats-Trace-Dest", "Nats-Trace-Hop", "Nats-Trace-Only", "Nats-Trace-Origin-Account", "Nats-Request-Info",
-	"Nats-Server-Xkey", "Nats-Pin-Id", "Nats-Reset-Pending", "Nats-Unknown-To-Us",
+	"Nats-Server-Xkey", "Nats-Pin-Id", "Nats-Reset-Pending", "Nats-Unknown-To-Us", "Nats-Stream-Identity", "Nats-Pending-Messages",
+	"Nats-Pending-Bytes", "Nats-Last-Consumer", "Nats-Last-Stream", "Nats-Consumer-Stalled", "Nats-Response-Type",
+	"Nats-UpTo-Sequence", "Nats-No-Masking",
 	"Keyweir", "Keyweir-Source", "Keyweir-Anything",
+}
+
+// publishReserved publishes one message with each reserved header in three letter
+// cases, and returns what came in. The server refuses some of them from a
+// publisher to the source; those cannot come in at all.
+func (f *fixture) publishReserved() (in []*nats.Msg) {
+	f.t.Helper()
+	for _, canonical := range reservedNames {
+		for _, name := range []string{canonical, strings.ToLower(canonical), strings.ToUpper(canonical)} {
+			value := map[string]string{"Nats-TTL": "1h", "Nats-Rollup": "sub", "Nats-Expected-Stream": source, "Nats-Expected-Last-Sequence": fmt.Sprint(len(in))}[name]
+			if value == "" {
+				value = "1"
+			}
+			if name == "Nats-Trace-Only" {
+				continue // the server stores nothing then
+			}
+			m := &nats.Msg{Subject: "in.a.x", Header: nats.Header{name: {value}, "App": {"kept"}}, Data: []byte(name)}
+			if _, err := f.js.PublishMsg(f.t.Context(), m, jetstream.WithRetryAttempts(0)); err != nil {
+				f.t.Logf("the server itself refuses %s: %v", name, err)
+				continue
+			}
+			m.Header = nats.Header{name: {value}, "App": {"kept"}} // PublishMsg may have added to it
+			in = append(in, m)
+		}
+	}
+	if len(in) < 120 {
+		f.t.Fatalf("only %d of %d headers came in", len(in), 3*len(reservedNames))
+	}
+	return in
+}
+
+// The list above is what the server's source names, and docs/operations.md says
+// of each what happens to it.
+func TestReservedNamesComplete(t *testing.T) {
+	t.Parallel()
+	dir, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/nats-io/nats-server/v2").Output()
+	if err != nil {
+		t.Fatalf("finding the server's source: %v", err)
+	}
+	files, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(dir)), "server", "*.go"))
+	if err != nil || len(files) < 50 {
+		t.Fatalf("%d files of the server: %v", len(files), err)
+	}
+	doc, err := os.ReadFile(filepath.Join("..", "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := make(map[string]bool)
+	literal := regexp.MustCompile(`"((?i:nats)-[A-Z][A-Za-z-]*[a-z])"`)
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range literal.FindAllSubmatch(b, -1) {
+			named[string(m[1])] = true
+		}
+	}
+	if !named["Nats-Rollup"] || len(named) < 40 {
+		t.Fatalf("found only %d headers in the server's source", len(named))
+	}
+	for name := range named {
+		if !slices.Contains(reservedNames, name) {
+			t.Errorf("the server knows %s, the tests do not", name)
+		}
+		if !bytes.Contains(doc, []byte("`"+name+"`")) {
+			t.Errorf("docs/operations.md does not say what happens to %s", name)
+		}
+	}
+}
+
+// The source rolls up, the sealed stream, which would be allowed to, does not.
+func TestRollups(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, jetstream.StreamConfig{AllowMsgTTL: true, AllowRollup: true, AllowMsgSchedules: true, AllowDirect: true})
+	f.create(jetstream.StreamConfig{Name: sealed, Subjects: []string{"sealed.in.>"}, AllowMsgTTL: true, AllowRollup: true, Metadata: map[string]string{"keyweir-mode": "relayed", "keyweir-route": "r"}})
+	f.start()
+	n := uint64(0)
+	send := func(subject string, h nats.Header) {
+		t.Helper()
+		f.put(&nats.Msg{Subject: subject, Data: []byte("x"), Header: h})
+		n++
+		f.sealedCount(n, 10*time.Second)
+	}
+	send("in.a.x", nil)
+	send("in.a.x", nats.Header{"Nats-Rollup": {"sub"}})
+	send("in.b.x", nats.Header{"Nats-Rollup": {"all"}})
+	// At the source they took effect.
+	natstest.Eventually(t, 15*time.Second, func() error {
+		st := f.info(source).State
+		if st.FirstSeq < n {
+			return fmt.Errorf("source begins at %d", st.FirstSeq)
+		}
+		return nil
+	})
+	if st := f.info(sealed).State; st.Msgs != n || st.FirstSeq != 1 {
+		t.Errorf("the sealed stream holds %d messages from %d, want %d", st.Msgs, st.FirstSeq, n)
+	}
+	for _, o := range f.open() {
+		if o.meta.Headers != nil {
+			t.Errorf("message %d carries %v", o.seq, o.meta.Headers)
+		}
+	}
+}
+
+// A scheduled message comes in when the source's server sends it, and an expired
+// one stays sealed.
+func TestScheduledAndExpired(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, jetstream.StreamConfig{AllowMsgTTL: true, AllowRollup: true, AllowMsgSchedules: true, AllowDirect: true})
+	f.create(jetstream.StreamConfig{Name: sealed, Subjects: []string{"sealed.in.>"}, AllowMsgTTL: true, AllowRollup: true, Metadata: map[string]string{"keyweir-mode": "relayed", "keyweir-route": "r"}})
+	f.start()
+	f.put(&nats.Msg{Subject: "in.b.x", Header: nats.Header{"Nats-TTL": {"1s"}}})
+	f.put(&nats.Msg{Subject: "in.s.schedule", Header: nats.Header{"Nats-Schedule": {"@at " + time.Now().Add(time.Second).UTC().Format(time.RFC3339)}, "Nats-Schedule-Target": {"in.s.target"}}})
+	f.sealedCount(3, 15*time.Second)
+	natstest.Eventually(t, 15*time.Second, func() error { // the message and the schedule are gone
+		if n := f.info(source).State.Msgs; n != 1 {
+			return fmt.Errorf("%d source messages", n)
+		}
+		return nil
+	})
+	got := f.open()
+	if len(got) != 3 || got[2].subject != "sealed.in.s.target" {
+		t.Fatalf("sealed messages: %+v", got)
+	}
+	for _, o := range got {
+		if o.meta.Headers != nil {
+			t.Errorf("message %d carries %v", o.seq, o.meta.Headers)
+		}
+	}
+}
+
+// With ReservedReject they end as dead letters, headers and all.
+func TestReservedHeadersRejected(t *testing.T) {
+	t.Parallel()
+	f := newPoisonFixture(t, jetstream.StreamConfig{})
+	reject(f)
+	in := f.publishReserved()
+	f.start()
+	f.sourceEmpty()
+	got := f.letters()
+	// One is the application's, spelled exactly so; the other the server takes out
+	// of what clients publish.
+	var sealedOnes []string
+	in = slices.DeleteFunc(in, func(m *nats.Msg) bool {
+		if string(m.Data) == "Nats-Trace-Dest" {
+			m.Header["Nats-Trace-Dest"][0] = "trace disabled" // the server says so itself
+		}
+		ok := string(m.Data) == "Nats-Msg-Id" || string(m.Data) == "Nats-Request-Info"
+		if ok {
+			sealedOnes = append(sealedOnes, string(m.Data))
+		}
+		return ok
+	})
+	if len(got) != len(in) {
+		t.Fatalf("%d dead letters, want %d", len(got), len(in))
+	}
+	for i, l := range got {
+		f.checkLetter(l, in[i], poison{reason: "reserved", scope: "tenant/a", parts: 1}, l.Sequence)
+	}
+	var payloads []string
+	for _, o := range f.open() {
+		payloads = append(payloads, o.payload)
+	}
+	if !slices.Equal(payloads, sealedOnes) {
+		t.Errorf("sealed messages %v, want %v", payloads, sealedOnes)
+	}
 }
 
 func TestReservedHeaders(t *testing.T) {
@@ -36,36 +215,12 @@ func TestReservedHeaders(t *testing.T) {
 func testReservedHeaders(t *testing.T, e gateway.Engine) {
 	f := newFixture(t, jetstream.StreamConfig{})
 	f.route.Engine = e
-	var headers []string
-	for _, name := range reservedNames {
-		headers = append(headers, name, strings.ToLower(name), strings.ToUpper(name))
-	}
-	// The server refuses some of them from a publisher to the source; then they
-	// cannot come in at all. All others are put in by a publisher.
-	in := 0
-	for _, name := range headers {
-		value := map[string]string{"Nats-TTL": "1s", "Nats-Rollup": "all", "Nats-Expected-Stream": source, "Nats-Expected-Last-Sequence": fmt.Sprint(in)}[name]
-		if value == "" {
-			value = "1"
-		}
-		if name == "Nats-Trace-Only" {
-			continue // the server stores nothing then
-		}
-		m := &nats.Msg{Subject: "in.a.x", Header: nats.Header{name: {value}, "App": {"kept"}}, Data: []byte(name)}
-		if _, err := f.js.PublishMsg(t.Context(), m, jetstream.WithRetryAttempts(0)); err != nil {
-			t.Logf("the server itself refuses %s: %v", name, err)
-			continue
-		}
-		in++
-	}
-	if in < 100 {
-		t.Fatalf("only %d of %d headers came in", in, len(headers))
-	}
+	in := uint64(len(f.publishReserved()))
 	f.start()
-	f.sealedCount(uint64(in), 10*time.Second)
+	f.sealedCount(in, 10*time.Second)
 	got := f.open()
 	checkChain(t, got)
-	if len(got) != in {
+	if len(got) != int(in) {
 		t.Fatalf("%d sealed messages, want %d", len(got), in)
 	}
 	for _, o := range got {

@@ -151,6 +151,8 @@ func TestIngestHeaders(t *testing.T) {
 		"Nats-Schedule-Next": true, "Nats-Scheduler": true, "Nats-Stream-Source": true, "Nats-Stream": true, "Nats-Subject": true,
 		"Nats-Sequence": true, "Nats-Last-Sequence": true, "Nats-Time-Stamp": true, "Nats-Num-Pending": true, "Nats-Trace-Hop": true,
 		"Nats-Trace-Origin-Account": true, "Nats-Request-Info": true, "Nats-Server-Xkey": true, "Nats-Pin-Id": true, "Nats-Reset-Pending": true,
+		"Nats-Stream-Identity": true, "Nats-Pending-Messages": true, "Nats-Pending-Bytes": true, "Nats-Last-Consumer": true, "Nats-Last-Stream": true,
+		"Nats-Consumer-Stalled": true, "Nats-Response-Type": true, "Nats-UpTo-Sequence": true, "Nats-No-Masking": true,
 		"Keyweir": true, "Keyweir-Source": true, "Keyweir-Anything": true,
 	}
 	for _, name := range reservedNames {

@@ -140,7 +140,9 @@ func (k *keyring) subject(origin string) *subjectKey {
 		return s
 	}
 	s := &subjectKey{sealed: k.prefix + origin}
-	s.scope, _, s.err = k.rules.Scope(origin)
+	if s.scope, _, s.err = k.rules.Scope(origin); s.err != nil && !errors.Is(s.err, keysvc.ErrNoScope) {
+		s.err = fmt.Errorf("%w: %v", keysvc.ErrNoScope, s.err) // one that no rule could give a scope
+	}
 	if len(k.subjects) >= maxSubjects {
 		clear(k.subjects) // cheap to compute again
 	}

@@ -15,8 +15,8 @@ const instrumentation = "github.com/keyweir/keyweir/gateway"
 
 // instruments are what all routes of one gateway report to.
 type instruments struct {
-	messages, bytes, keys, refusals, missing, attempts metric.Int64Counter
-	sealTime, publishTime                              metric.Float64Histogram
+	messages, bytes, keys, refusals, missing, attempts, letters metric.Int64Counter
+	sealTime, publishTime                                       metric.Float64Histogram
 }
 
 func newInstruments(p metric.MeterProvider) (*instruments, metric.Meter, error) {
@@ -34,6 +34,7 @@ func newInstruments(p metric.MeterProvider) (*instruments, metric.Meter, error) 
 		{&i.keys, "keyweir.gateway.key.requests", "{request}", "Session grants asked for, by result."},
 		{&i.refusals, "keyweir.gateway.refusals", "{refusal}", "Attempts that ended because another writer was first."},
 		{&i.missing, "keyweir.gateway.source.lost", "{message}", "Source messages removed by limits before they were sealed."},
+		{&i.letters, "keyweir.gateway.dead_letters", "{message}", "Messages that could not be sealed as they are, parked as dead letters, by reason."},
 		{&i.attempts, "keyweir.gateway.restarts", "{restart}", "Attempts that ended with an error and were begun again."},
 	}
 	for _, c := range counters {
@@ -86,6 +87,7 @@ func (g *Gateway) observe(m metric.Meter) error {
 // routeMetrics reports for one route. Attribute sets are made once.
 type routeMetrics struct {
 	i          *instruments
+	attributes []attribute.KeyValue
 	route      metric.MeasurementOption
 	ok, failed metric.MeasurementOption
 }
@@ -95,7 +97,7 @@ func newRouteMetrics(i *instruments, route ...attribute.KeyValue) *routeMetrics 
 		return metric.WithAttributeSet(attribute.NewSet(append(slices.Clone(route), attribute.String("result", result))...))
 	}
 	return &routeMetrics{
-		i: i, route: metric.WithAttributeSet(attribute.NewSet(route...)),
+		i: i, attributes: route, route: metric.WithAttributeSet(attribute.NewSet(route...)),
 		ok: with("ok"), failed: with("error"),
 	}
 }
@@ -124,6 +126,10 @@ func (m *routeMetrics) refreshed(n int, err error) {
 func (m *routeMetrics) fenced()       { m.i.refusals.Add(context.Background(), 1, m.route) }
 func (m *routeMetrics) restarted()    { m.i.attempts.Add(context.Background(), 1, m.route) }
 func (m *routeMetrics) lost(n uint64) { m.i.missing.Add(context.Background(), int64(n), m.route) }
+
+func (m *routeMetrics) parked(reason string) {
+	m.i.letters.Add(context.Background(), 1, metric.WithAttributes(append(slices.Clone(m.attributes), attribute.String("reason", reason))...))
+}
 
 // timesSeal and timesPublish say whether anybody reads the histograms.
 func (m *routeMetrics) timesSeal() bool    { return m.i.sealTime.Enabled(context.Background()) }

@@ -100,11 +100,7 @@ func (t *tenure) park(ctx context.Context, it *item, gap uint64, cause error) er
 	}
 	w.log.Warn("message parked", "sequence", it.seq, "error", cause)
 	w.board.update(func(s *RouteStats) { s.Parked++; s.State = StateRunning })
-	t.gap += gap
-	t.cursor.scanned = max(t.cursor.scanned, it.seq)
-	t.mu.Lock()
-	t.ahead = ahead{t.published, t.cursor.scanned, t.gap}
-	t.mu.Unlock()
+	t.passed(it, gap)
 	return nil
 }
 

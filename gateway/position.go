@@ -52,6 +52,7 @@ type home struct {
 const (
 	labelPosition = "keyweir/v1/position"
 	labelRecord   = "keyweir/v1/position-record"
+	labelLetter   = "keyweir/v1/dead-letter"
 )
 
 var b64 = base64.RawURLEncoding.Strict()

@@ -185,10 +185,11 @@ func (k *keeper) run(ctx context.Context, stop <-chan struct{}) {
 			k.note(ctx, "writing the position record", k.write(ctx))
 			written = now
 		}
-		k.releaser.sealed(now, a.source)
+		done := k.t.releasable(a)
+		k.releaser.sealed(now, done)
 		k.note(ctx, "releasing source messages", k.releaser.release(ctx))
 		released := k.releaser.released
-		k.t.w.board.update(func(s *RouteStats) { s.Released = max(s.Released, released) })
+		k.t.w.board.update(func(s *RouteStats) { s.Position, s.Released = max(s.Position, done), max(s.Released, released) })
 		if last {
 			return
 		}

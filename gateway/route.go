@@ -36,6 +36,12 @@ type Route struct {
 	// it set does no harm; it counts once per process. Optional. Source messages
 	// below it count as done: with AfterSealPurge they are removed unsealed.
 	ResumeFrom *uint64
+	// ReservedHeaders says what happens to input with headers that belong to NATS
+	// or Keyweir. Zero: ReservedDrop.
+	ReservedHeaders ReservedHeaders
+	// DeadLetters is where messages go that cannot be sealed as they are. Nil: the
+	// first of them stops the route.
+	DeadLetters *DeadLetters
 	// Engine is how the sealed stream is written. Zero: EngineAuto.
 	Engine Engine
 	// Window is how many messages may await their acknowledgement: 1 to 16384;
@@ -353,7 +359,7 @@ func (r Route) withDefaults() (Route, error) {
 	}
 	r.PassHeaders = append([]string(nil), r.PassHeaders...)
 	for _, h := range r.PassHeaders {
-		if !headerName.MatchString(h) || reservedHeader(h) {
+		if !headerName.MatchString(h) || !mayPass(h) {
 			return fail("header %q cannot be passed", h)
 		}
 	}
@@ -361,6 +367,19 @@ func (r Route) withDefaults() (Route, error) {
 		if err := r.ingestDefaults(); err != nil {
 			return fail("%v", err)
 		}
+	}
+	if r.ReservedHeaders < ReservedDrop || r.ReservedHeaders > ReservedReject {
+		return fail("reserved headers %v", r.ReservedHeaders)
+	}
+	if r.Ingest != nil && (r.DeadLetters != nil || r.ReservedHeaders != ReservedDrop) {
+		return fail("core ingest answers what it cannot seal: it has no dead letters and no reserved headers to reject")
+	}
+	if r.DeadLetters != nil {
+		own, err := r.DeadLetters.withDefaults(&r, prefix)
+		if err != nil {
+			return fail("dead letters: %v", err)
+		}
+		r.DeadLetters = own
 	}
 	if r.Engine < EngineAuto || r.Engine > EngineAsync {
 		return fail("engine %v", r.Engine)

@@ -33,6 +33,7 @@ type outgoing struct {
 type sealer struct {
 	keys  *keyring
 	pass  []string
+	rule  ReservedHeaders
 	chain envelope.ChainID
 	// maxSize is what the sealed stream's server takes in one message, headers
 	// included; fixed is what the engine's headers need of it.
@@ -51,7 +52,8 @@ type sealer struct {
 var errNextSession = errors.New("session ended")
 
 // seal seals one message for which keyring.prepare found a session. previous and
-// gap go into the meta. Errors: errNextSession, ErrTooLarge, ErrHeaders.
+// gap go into the meta. Errors: errNextSession, and as the message's own fault
+// ErrTooLarge, ErrHeaders, ErrReserved.
 func (s *sealer) seal(it *item, previous, gap uint64, now time.Time) (*outgoing, error) {
 	k := s.keys.subject(it.msg.Subject)
 	if k.err != nil {
@@ -65,7 +67,7 @@ func (s *sealer) seal(it *item, previous, gap uint64, now time.Time) (*outgoing,
 	}
 	m := &s.meta
 	var err error
-	if m.Headers, err = sealedHeaders(m.Headers[:0], it.msg.Header); err != nil {
+	if m.Headers, err = sealedHeaders(m.Headers[:0], it.msg.Header, s.rule); err != nil {
 		return nil, fmt.Errorf("%w, message %d on %s", err, it.seq, it.msg.Subject)
 	}
 	m.Chain, m.Sequence, m.Previous, m.PreviousOnSubject = s.chain, it.seq, previous, envelope.NotKept
@@ -88,7 +90,7 @@ func (s *sealer) seal(it *item, previous, gap uint64, now time.Time) (*outgoing,
 	if errors.Is(err, envelope.ErrSessionEnded) {
 		// Usable, but not for a message of this size.
 		if sealed, _ := k.key.session.Sealed(); sealed == 0 {
-			return nil, fmt.Errorf("%w: message %d on %s exceeds the %d bytes that a session of scope %s may seal", ErrKeys, it.seq, it.msg.Subject, k.key.bytes, k.scope)
+			return nil, fmt.Errorf("%w: message %d on %s exceeds the %d bytes that a session of scope %s may seal", ErrTooLarge, it.seq, it.msg.Subject, k.key.bytes, k.scope)
 		}
 		k.key.end()
 		return nil, errNextSession

@@ -68,6 +68,8 @@ type RouteStats struct {
 	Parked uint64
 	// Lost counts source messages that limits removed before they were sealed.
 	Lost uint64
+	// DeadLetters counts messages that this instance parked since it started.
+	DeadLetters uint64
 	// LastError is the last error and LastErrorAt when; nil if there was none. A
 	// route that recovered keeps it.
 	LastError   error

@@ -38,6 +38,7 @@ type tenure struct {
 	handed    uint64 // last source sequence published, or covered at take-over
 	reader    *reader
 	turn      transform // sealing, or opening
+	parking   *parking  // nil: what cannot be sealed stops the route
 	releaser  *releaser
 	pending   uint64
 	barren    *pause // between openings of the source that bring no message; nil after one did
@@ -47,12 +48,13 @@ type tenure struct {
 	since int64 // see cursor; of ahead.scanned, or of a sequence before it
 }
 
-// ahead says that the source was read further than the last message published,
-// without a match.
+// ahead says that the source was read further than the last message published:
+// what came after it did not match, or was parked.
 type ahead struct {
 	published uint64 // valid while this is the last sealed sequence
 	scanned   uint64
 	gap       uint64
+	parked    uint64 // the last message parked; it may be released
 }
 
 func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jetstream.StreamInfo, store *recordStore, lag time.Duration) (err error) {
@@ -261,6 +263,17 @@ func (t *tenure) relay(ctx context.Context, items []item) error {
 		}
 		done, err := t.seal(ctx, items[:ready], gaps)
 		items = items[done:]
+		why := err
+		if why == nil {
+			why = kerr
+		}
+		if reason := w.parkReason(why); reason != "" {
+			if err := t.deadLetter(ctx, &items[0], gaps[items[0].seq], reason, why); err != nil {
+				return err
+			}
+			items, paused = items[1:], false
+			continue
+		}
 		switch {
 		case errors.Is(err, errNextSession):
 			continue
@@ -324,6 +337,12 @@ func (t *tenure) seal(ctx context.Context, items []item, gaps map[uint64]uint64)
 		if it.seq <= t.sealed() {
 			continue // a replica that lags begins a consumer earlier than it was told
 		}
+		if known, err := t.parking.parked(ctx, it.seq); err != nil {
+			return i, err
+		} else if known {
+			t.passed(it, gaps[it.seq])
+			continue
+		}
 		gap := t.gap + gaps[it.seq]
 		now := time.Now()
 		out, err := t.turn.transform(it, t.cursor.previous, gap, now)
@@ -364,4 +383,29 @@ func (t *tenure) reached() place {
 		p.cursor.scanned, p.cursor.since, p.gap = t.ahead.scanned, t.since, t.ahead.gap
 	}
 	return p
+}
+
+// passed notes a message that is parked: nothing of it goes into the sealed
+// stream, and the position moves all the same.
+func (t *tenure) passed(it *item, gap uint64) {
+	t.gap += gap
+	t.handed = max(t.handed, it.seq)
+	if it.seq > t.cursor.scanned {
+		t.cursor.scanned, t.cursor.since = it.seq, it.timestamp
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ahead, t.since = ahead{t.published, t.cursor.scanned, t.gap, it.seq}, t.cursor.since
+}
+
+// releasable is the source sequence up to which everything is sealed and
+// acknowledged, or parked, given what the engine acknowledged; safe for
+// concurrent use.
+func (t *tenure) releasable(a acked) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ahead.published == a.sealed {
+		return max(a.source, t.ahead.parked)
+	}
+	return a.source
 }

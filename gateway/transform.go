@@ -26,7 +26,7 @@ func (w *worker) newTransform(chain envelope.ChainID, maxSize, fixed int) transf
 		return &unsealer{unsealing: u, stream: w.route.Source.Stream, maxSize: maxSize, fixed: fixed}
 	}
 	return &sealer{
-		keys: w.ring, pass: w.route.PassHeaders, chain: chain, maxSize: maxSize, fixed: fixed,
+		keys: w.ring, pass: w.route.PassHeaders, rule: w.route.ReservedHeaders, chain: chain, maxSize: maxSize, fixed: fixed,
 		tracer: w.tracer, propagator: w.propagator,
 	}
 }

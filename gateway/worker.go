@@ -266,13 +266,18 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if end := w.plan.Drain; end != nil && p.cursor.scanned >= end.After {
 		return w.drained(ctx, b, p, info)
 	}
+	parking, err := w.openParking(ctx, p)
+	if err != nil {
+		return err
+	}
 	lag, warning := releaseLag(&d.config, w.route.Sealed.SyncInterval)
+	lag = max(lag, parking.releaseLag())
 	if warning != "" && w.openings == 0 {
 		w.log.Warn(warning)
 	}
 	w.log.Info("relaying", "engine", kind.String(), "because", why, "chain", p.chain.String(), "after", p.cursor.scanned, "sealed_sequence", p.lastSeq)
 	w.board.update(func(s *RouteStats) { s.Engine, s.Position, s.SealedSequence = kind, p.cursor.scanned, p.lastSeq })
-	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry}
+	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry, parking: parking}
 	return t.run(ctx, d, kind, info, store, lag)
 }
 
@@ -303,11 +308,11 @@ func (w *worker) keyPause(ctx context.Context, err error) error {
 	return err
 }
 
-// checkCycle refuses sealed subjects that the source stream would take in again.
-// Whether both streams are in one account shows when the source stream, with the
+// checkCycle refuses sealed subjects, and those of dead letters, that the source
+// stream would take in again. Whether both streams are in one account shows when the source stream, with the
 // same creation time, is there on the sealed side too.
 func (w *worker) checkCycle(ctx context.Context, info *jetstream.StreamInfo) error {
-	targets := w.route.targets(w.prefix)
+	targets := append(w.route.targets(w.prefix), w.route.DeadLetters.patterns()...)
 	if err := checkOwnOutput(&info.Config, w.route.Sealed.Stream); err != nil {
 		return err
 	}

@@ -217,6 +217,15 @@ func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 	if out.Source.Start, err = toStart(r.Source.Start); err != nil {
 		return out, err
 	}
+	if out.ReservedHeaders, err = gateway.ParseReservedHeaders(string(r.ReservedHeaders)); err != nil {
+		return out, err
+	}
+	if d := r.DeadLetters; d != nil {
+		out.DeadLetters = &gateway.DeadLetters{Stream: d.Stream, Subject: d.Prefix(), Create: toCreate(d.Create), Quarantine: d.Quarantine}
+		if out.DeadLetters.Refused, err = gateway.ParseRefused(string(d.Refused)); err != nil {
+			return out, err
+		}
+	}
 	return out, nil
 }
 
@@ -242,6 +251,7 @@ func toSyncInterval(s config.SyncInterval) time.Duration {
 	return s.Interval.Or(0)
 }
 
+// toCreate makes the settings of a new stream; nil stays nil.
 func toCreate(c *config.Create) *gateway.CreateSealed {
 	if c == nil {
 		return nil

@@ -158,6 +158,13 @@ func (p *permission) sealed(r config.Route) {
 	if r.Ingest == config.IngestCore {
 		return // no position, no claim
 	}
+	if d := r.DeadLetters; d != nil {
+		p.stream(d.Stream, "STREAM.INFO", "STREAM.MSG.GET")
+		if d.Create != nil {
+			p.stream(d.Stream, "STREAM.CREATE")
+		}
+		p.publish(d.Prefix() + "." + r.Name + ".>")
+	}
 	p.tail(r.Sealed.Stream)
 	p.buckets()
 }

@@ -191,6 +191,7 @@ func (c *checker) gateway(path string, g *Gateway) {
 		c.fail(path+".routes", "at least one route is required")
 	}
 	names, targets := map[string]int{}, map[string]int{}
+	prefixes := map[string]string{}
 	for i, r := range g.Routes {
 		at := fmt.Sprintf("%s.routes[%d]", path, i)
 		c.route(at, r)
@@ -207,6 +208,20 @@ func (c *checker) gateway(path string, g *Gateway) {
 				c.fail(at+".sealed.stream", "%q is already written by routes[%d]: one route per sealed stream", stream, j)
 			}
 			targets[target] = i
+		}
+		if d := r.DeadLetters; d != nil {
+			prefix := r.Sealed.NATS + " " + d.Prefix()
+			if other, ok := prefixes[prefix]; ok && other != d.Stream {
+				c.fail(at+".dead_letters.stream", "%q and %q would store the same subjects; use one stream, or give one a subject of its own", d.Stream, other)
+			}
+			prefixes[prefix] = d.Stream
+		}
+	}
+	for i, r := range g.Routes {
+		if d := r.DeadLetters; d != nil {
+			if j, ok := targets[r.Sealed.NATS+" "+d.Stream]; ok {
+				c.fail(fmt.Sprintf("%s.routes[%d].dead_letters.stream", path, i), "%q is the sealed stream of routes[%d]", d.Stream, j)
+			}
 		}
 	}
 }
@@ -256,6 +271,9 @@ func (c *checker) route(path string, r Route) {
 	if n := r.Sealed.Create; n != nil {
 		c.replicas(path+".sealed.create.replicas", n.Replicas)
 	}
+	if d := r.DeadLetters; d != nil {
+		c.deadLetters(path+".dead_letters", r, d)
+	}
 	if r.PadTo > 4096 {
 		c.fail(path+".pad_to", "at most 4KiB")
 	}
@@ -263,11 +281,35 @@ func (c *checker) route(path string, r Route) {
 		at := fmt.Sprintf("%s.pass_headers[%d]", path, i)
 		l := strings.ToLower(h)
 		switch {
-		case strings.HasPrefix(l, "nats-"), strings.HasPrefix(l, "keyweir"):
-			c.fail(at, "%q controls JetStream or Keyweir and cannot be passed", h)
+		case strings.HasPrefix(l, "nats-"), strings.HasPrefix(l, "keyweir"), l == "kv-operation", l == "status", l == "description":
+			c.fail(at, "%q controls NATS or Keyweir and cannot be passed", h)
 		case h == "" || strings.ContainsAny(h, ": \t\r\n"):
 			c.fail(at, "%q is no header name", h)
 		}
+	}
+}
+
+func (c *checker) deadLetters(path string, r Route, d *DeadLetters) {
+	c.streamName(path+".stream", d.Stream)
+	if d.Stream == r.Source.Stream && r.Source.NATS == r.Sealed.NATS && d.Stream != "" {
+		c.fail(path+".stream", "is the source as well")
+	}
+	for key, s := range map[string]string{"subject": d.Subject, "quarantine": d.Quarantine} {
+		if s == "" {
+			continue
+		}
+		if c.pattern(path+"."+key, s); strings.ContainsAny(s, "*>") {
+			c.fail(path+"."+key, "%q must have no wildcard", s)
+		}
+	}
+	if len(d.Subject) > 100 {
+		c.fail(path+".subject", "at most 100 bytes")
+	}
+	if len(d.Quarantine) > 255 {
+		c.fail(path+".quarantine", "at most 255 bytes")
+	}
+	if n := d.Create; n != nil {
+		c.replicas(path+".create.replicas", n.Replicas)
 	}
 }
 

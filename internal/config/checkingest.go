@@ -45,6 +45,8 @@ func (c *checker) core(path string, r Route) {
 		{"engine", r.Engine != ""},
 		{"window", r.Window != 0},
 		{"on_scope_unavailable", r.OnScopeUnavailable != ""},
+		{"reserved_headers", r.ReservedHeaders != ""},
+		{"dead_letters", r.DeadLetters != nil},
 	} {
 		if k.set {
 			c.fail(path+"."+k.key, "not with ingest: core, which reads no stream")

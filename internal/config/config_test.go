@@ -101,6 +101,13 @@ func TestDamagedExample(t *testing.T) {
 		{"core keys without core", "ingest: core", "ingest: stream", []string{"queue_messages: only with ingest: core", "source.stream: required"}},
 		{"unknown ingest", "ingest: core", "ingest: cor", []string{"ingest"}},
 		{"core beside a relay", "stream: SEALED_PAYMENTS", "stream: SEALED_ORDERS", []string{"already written by routes[0]"}},
+		{"dead letters wildcard", "stream: DEAD_LETTERS,", "stream: DEAD_LETTERS, subject: 'dead.*',", []string{"must have no wildcard"}},
+		{"dead letters quarantine", "stream: DEAD_LETTERS,", "stream: DEAD_LETTERS, quarantine: 'a..b',", []string{"no subject pattern"}},
+		{"dead letters in the sealed stream", "stream: DEAD_LETTERS,", "stream: SEALED_ORDERS,", []string{"is the sealed stream of routes[0]"}},
+		{"dead letters replicas", "create: {replicas: 3}, refused", "create: {replicas: 2}, refused", []string{"must be 1, 3 or 5"}},
+		{"refused", "refused: wait", "refused: drop", []string{"wait or park"}},
+		{"reserved headers", "reserved_headers: drop", "reserved_headers: keep", []string{"drop or reject"}},
+		{"passed status", "[traceparent, tracestate]", "[Status]", []string{"cannot be passed"}},
 		{"no yaml", "service: prod", "service: [", []string{example + ":"}},
 	}
 	for _, tt := range tests {

@@ -89,7 +89,54 @@ type Route struct {
 	// PassHeaders are headers that stay readable on the sealed message, besides
 	// being sealed in it. Never Nats-* or Keyweir-*. Default: none.
 	PassHeaders []string `yaml:"pass_headers"`
+	// ReservedHeaders says what happens to input with headers that belong to NATS
+	// or Keyweir: "drop" leaves them out, "reject" makes the message a dead
+	// letter. Default: drop.
+	ReservedHeaders ReservedHeaders `yaml:"reserved_headers"`
+	// DeadLetters is where messages go, sealed, that cannot be sealed as they
+	// are. Default: the first of them stops the route.
+	DeadLetters *DeadLetters `yaml:"dead_letters"`
 }
+
+// DeadLetters says where a route parks what it cannot seal as it is.
+type DeadLetters struct {
+	// Stream stores dead letters, on the connection of the sealed stream. Routes
+	// may share it. Required.
+	Stream string `yaml:"stream"`
+	// Subject is what their subjects begin with; the names of the route and the
+	// chain and the sequence follow. Default: deadletters.
+	Subject string `yaml:"subject"`
+	// Create makes the stream if it is missing. Default: it must exist.
+	Create *Create `yaml:"create"`
+	// Quarantine is a subject whose scope seals what has no key of its own scope.
+	// The key service needs a scope rule for it. Default: keyweir.quarantine.
+	// and the route's name.
+	Quarantine string `yaml:"quarantine"`
+	// Refused says what happens to messages of a scope whose key policy denies,
+	// or whose key is destroyed: "wait" for a grant (a destroyed key stops the
+	// route), or "park" them in quarantine. Default: wait.
+	Refused Refused `yaml:"refused"`
+}
+
+// Prefix returns what the subjects of dead letters begin with.
+func (d *DeadLetters) Prefix() string {
+	if d.Subject == "" {
+		return "deadletters"
+	}
+	return d.Subject
+}
+
+// ReservedHeaders says what reserved headers of the input do.
+type ReservedHeaders string
+
+// Values lists what the file may say.
+func (ReservedHeaders) Values() []string { return []string{"drop", "reject"} }
+
+// Refused says what a refused scope does.
+type Refused string
+
+// Values lists what the file may say.
+func (Refused) Values() []string { return []string{"wait", "park"} }
 
 // EngineName names a way to publish.
 type EngineName string

@@ -51,6 +51,7 @@ var links = []struct {
 	why    string
 }{
 	{"internal/envelope", []string{everything}, nil, "the byte format is a leaf: standard library only, no I/O"},
+	{"internal/deadletter", []string{everything}, own("internal/envelope"), "a format is a leaf"},
 	{"internal/strictjson", []string{everything}, nil, "it decodes signed requests in every client: standard library only"},
 	{
 		"keysvc",
