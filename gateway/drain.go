@@ -25,7 +25,7 @@ func (w *worker) drained(ctx context.Context, b *bucket, p *place, info *jetstre
 	}
 	if recorded != nil && recorded.Drain != nil && recorded.Drain.After < p.cursor.scanned {
 		end := *recorded.Drain
-		end.After, end.Since = info.State.LastSeq, info.State.LastTime.UnixNano()
+		end.After, end.Since = info.State.LastSeq, sinceOf(info, info.State.LastSeq)
 		recorded.Drain = &end
 		if err := w.writeLayout(ctx, b, recorded, revision); err != nil {
 			return err

@@ -209,7 +209,7 @@ func (w *worker) agree(ctx context.Context, b *bucket, info *jetstream.StreamInf
 		if info.Config.Retention == jetstream.InterestPolicy {
 			return nil, fmt.Errorf("%w: stream %s has interest retention, which cannot be drained: what nobody waits for while the layouts change would be lost", ErrLayout, info.Config.Name)
 		}
-		next.Drain = &beginning{SourceCreated: info.Created.UnixNano(), After: info.State.LastSeq, Since: info.State.LastTime.UnixNano()}
+		next.Drain = &beginning{SourceCreated: info.Created.UnixNano(), After: info.State.LastSeq, Since: sinceOf(info, info.State.LastSeq)}
 		w.log.Info("draining", "up_to", next.Drain.After)
 	case !w.route.Drain && next.Drain != nil:
 		next.Drain = nil
@@ -230,9 +230,5 @@ func (w *worker) begin(ctx context.Context, info *jetstream.StreamInfo) (*beginn
 	if err != nil {
 		return nil, err
 	}
-	at := &beginning{SourceCreated: info.Created.UnixNano(), After: scanned}
-	if scanned == info.State.LastSeq {
-		at.Since = info.State.LastTime.UnixNano()
-	}
-	return at, nil
+	return &beginning{SourceCreated: info.Created.UnixNano(), After: scanned, Since: sinceOf(info, scanned)}, nil
 }

@@ -162,7 +162,17 @@ func (w *worker) firstPlace(ctx context.Context, d *destination, info *jetstream
 	}
 	var err error
 	p.cursor.scanned, err = w.start(ctx, info)
+	p.cursor.since = sinceOf(info, p.cursor.scanned)
 	return p, err
+}
+
+// sinceOf is the since of a cursor that begins at scanned. Without it, what other
+// partitions release before this one read anything would look lost to MaxAge.
+func sinceOf(info *jetstream.StreamInfo, scanned uint64) int64 {
+	if info.State.Msgs == 0 || scanned >= info.State.LastSeq {
+		return time.Now().UnixNano() // of what is still to come
+	}
+	return info.State.FirstTime.UnixNano()
 }
 
 // start is the source sequence behind which the route's start says to begin.
