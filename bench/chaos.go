@@ -34,6 +34,9 @@ type ChaosConfig struct {
 	Servers int
 	// Engine is the route's. Empty: auto.
 	Engine string
+	// Partitions are the route's, each with a sealed stream, shared by the two
+	// gateways. 0: 1.
+	Partitions int
 	// NoPauses publishes steadily. False: a part of the messages comes in bursts
 	// with pauses between them.
 	NoPauses bool
@@ -63,6 +66,7 @@ type ChaosReport struct {
 	Subjects    int    `json:"subjects"`
 	Servers     int    `json:"servers"`
 	Engine      string `json:"engine"` // as set
+	Partitions  int    `json:"partitions"`
 	Kills       int    `json:"kills"`
 	Zombies     int    `json:"zombies"`
 	ServerKills int    `json:"server_kills"`
@@ -73,8 +77,8 @@ type ChaosReport struct {
 	Republished      int `json:"republished"`       // by the publisher, for want of an acknowledgement
 	SourceDuplicated int `json:"source_duplicated"` // the source stream took twice, and the sealed stream holds twice
 
-	// TakeoverSeconds is the longest time from the kill of a gateway to the claim of
-	// another one.
+	// TakeoverSeconds is the longest time from the kill of a gateway until all its
+	// claims were taken by others.
 	TakeoverSeconds   float64 `json:"takeover_seconds"`
 	Seconds           float64 `json:"seconds"`
 	MessagesPerSecond float64 `json:"messages_per_second"`
@@ -126,7 +130,7 @@ func Chaos(ctx context.Context, cfg ChaosConfig) (report *ChaosReport, err error
 	}
 	c := &chaos{ChaosConfig: cfg, random: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), report: &ChaosReport{
 		Messages: cfg.Messages, Subjects: cfg.Subjects, Kills: cfg.Kills, Zombies: cfg.Zombies, ServerKills: cfg.ServerKills,
-		Servers: cfg.Servers, Engine: cfg.Engine, Faults: cfg.Kills + cfg.Zombies + cfg.ServerKills, Seed: cfg.Seed,
+		Servers: cfg.Servers, Engine: cfg.Engine, Partitions: cfg.Partitions, Faults: cfg.Kills + cfg.Zombies + cfg.ServerKills, Seed: cfg.Seed,
 	}}
 	defer c.close()
 	fmt.Fprintf(cfg.Log, "seed %d\n", cfg.Seed)
@@ -149,6 +153,9 @@ func (c *ChaosConfig) fill() error {
 	if c.Servers == 0 {
 		c.Servers = 1
 	}
+	if c.Partitions == 0 {
+		c.Partitions = 1
+	}
 	if c.Engine == "" {
 		c.Engine = gateway.EngineAuto.String()
 	}
@@ -161,10 +168,12 @@ func (c *ChaosConfig) fill() error {
 	switch {
 	case len(c.Command) == 0:
 		return errors.New("preparing chaos: no command")
-	case c.Messages < 0 || c.Subjects < 0 || c.Kills < 0 || c.Zombies < 0 || c.ServerKills < 0:
+	case c.Messages < 0 || c.Subjects < 0 || c.Kills < 0 || c.Zombies < 0 || c.ServerKills < 0 || c.Partitions < 0:
 		return errors.New("preparing chaos: negative number")
 	case c.Servers != 1 && c.Servers != 3:
 		return fmt.Errorf("preparing chaos: %d servers, want 1 or 3", c.Servers)
+	case c.Subjects < c.Partitions:
+		return errors.New("preparing chaos: fewer subjects than partitions")
 	case c.Zombies > 0 && !canFreeze:
 		return errors.New("preparing chaos: this system cannot freeze a process")
 	}
@@ -185,7 +194,7 @@ type chaos struct {
 	js        jetstream.JetStream
 	fleet     *fleet
 	publisher *publisher
-	sealed    counter // sequences of the sealed stream
+	sealed    counter // sequences of the sealed streams, together
 }
 
 func (c *chaos) start(ctx context.Context) error {
@@ -205,13 +214,13 @@ func (c *chaos) start(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := c.launcher.writeFiles(ctx, plan{url: c.servers.url(), engine: c.Engine, replicas: c.Servers}); err != nil {
+	if err := c.launcher.writeFiles(ctx, plan{url: c.servers.url(), engine: c.Engine, replicas: c.Servers, partitions: c.Partitions}); err != nil {
 		return err
 	}
 	if c.publisher, err = newPublisher(c); err != nil {
 		return err
 	}
-	c.fleet = newFleet(c.launcher, c.js)
+	c.fleet = newFleet(c.launcher, c.js, c.Partitions)
 	return c.fleet.startAll(ctx, 2)
 }
 
@@ -314,9 +323,10 @@ func (c *chaos) settle(ctx context.Context) error {
 // watch follows the sealed stream, and gives up when nothing moves or a process
 // ended by itself.
 func (c *chaos) watch(ctx context.Context, done <-chan struct{}) error {
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(min(time.Duration(c.Partitions)*10*time.Millisecond, 50*time.Millisecond))
 	defer tick.Stop()
 	moved := time.Now()
+	each := make([]int64, c.Partitions)
 	for {
 		select {
 		case <-done:
@@ -327,10 +337,14 @@ func (c *chaos) watch(ctx context.Context, done <-chan struct{}) error {
 			return fmt.Errorf("%s ended by itself: %w\n%s", p.name, p.err, p.tail())
 		case <-tick.C:
 		}
-		now := c.sealed.now()
-		s, err := c.js.Stream(ctx, chaosSealed) // fails while a server is away
-		if err == nil {
-			now = int64(s.CachedInfo().State.LastSeq)
+		var err error
+		now := int64(0)
+		for i := range each {
+			var s jetstream.Stream
+			if s, err = c.js.Stream(ctx, sealedStream(i, c.Partitions)); err == nil { // it is not while a server is away
+				each[i] = int64(s.CachedInfo().State.LastSeq)
+			}
+			now += each[i]
 		}
 		if c.sealed.set(now) {
 			moved = time.Now()

@@ -30,7 +30,7 @@ func TestVerifier(t *testing.T) {
 	good := func() []message {
 		var out []message
 		for i := range 8 {
-			out = append(out, message{chaosSubject(i % 2), chaosPayload(i%2, i/2), uint64(i + 1), uint64(i), streams.ChainID{1}})
+			out = append(out, message{chaosSubject(i%2, 1), chaosPayload(i%2, i/2), uint64(i + 1), uint64(i), streams.ChainID{1}})
 		}
 		return out
 	}
@@ -64,13 +64,13 @@ func TestVerifier(t *testing.T) {
 		{"swapped across subjects", func(ms []message) []message { ms[2], ms[3] = ms[3], ms[2]; return relink(ms) }, 0, ChaosReport{}},
 		{"changed", func(ms []message) []message { ms[5].data = append(ms[5].data, 'x'); return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
 		{"empty", func(ms []message) []message { ms[5].data = nil; return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
-		{"of another subject", func(ms []message) []message { ms[5].subject = chaosSubject(0); return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
+		{"of another subject", func(ms []message) []message { ms[5].subject = chaosSubject(0, 1); return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
 		{"of another chain", func(ms []message) []message { ms[7].chain = streams.ChainID{2}; return ms }, 0, ChaosReport{BrokenLinks: 2}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var r ChaosReport
-			v := newVerifier(&r, 2, []uint64{1, 2, 3, 4, 5, 6, 7, 8})
+			v := newVerifier(&r, 2, 1, []uint64{1, 2, 3, 4, 5, 6, 7, 8})
 			for _, m := range tt.damage(good()) {
 				v.message(m)
 			}

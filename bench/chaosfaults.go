@@ -106,13 +106,16 @@ func (c *chaos) freeze(ctx context.Context) error {
 	return p.wake()
 }
 
-// killServer ends the only server, or the one that leads the source or the sealed
+// killServer ends the only server, or the one that leads the source or a sealed
 // stream, and starts it again after a moment.
 func (c *chaos) killServer(ctx context.Context) error {
 	i := 0
 	if c.Servers > 1 {
 		var err error
-		stream := []string{chaosSource, chaosSealed}[c.random.IntN(2)]
+		stream := chaosSource
+		if c.random.IntN(2) == 0 {
+			stream = sealedStream(c.random.IntN(c.Partitions), c.Partitions)
+		}
 		if i, err = c.leader(ctx, stream); err != nil {
 			return err
 		}

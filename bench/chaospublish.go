@@ -150,7 +150,7 @@ func (p *publisher) try(ctx context.Context, todo []int, again bool) (left []int
 	futures := make([]jetstream.PubAckFuture, len(todo))
 	for k, i := range todo {
 		subject, n := i%p.c.Subjects, i/p.c.Subjects
-		m := &nats.Msg{Subject: chaosSubject(subject), Data: chaosPayload(subject, n)}
+		m := &nats.Msg{Subject: chaosSubject(subject, p.c.Partitions), Data: chaosPayload(subject, n)}
 		f, err := p.js.PublishMsgAsync(m, jetstream.WithMsgID(strconv.Itoa(i)))
 		if err != nil {
 			last = err

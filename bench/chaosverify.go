@@ -13,7 +13,18 @@ import (
 	"github.com/keyweir/keyweir/streams"
 )
 
-func chaosSubject(subject int) string { return chaosPrefix + "s" + strconv.Itoa(subject) }
+// chaosSubject is the origin subject of a number, chaos.p<partition>.s<number>.
+func chaosSubject(subject, partitions int) string {
+	return chaosPrefix + "p" + strconv.Itoa(subject%partitions) + ".s" + strconv.Itoa(subject)
+}
+
+// sealedStream is the sealed stream of a partition, as the gateway names it.
+func sealedStream(partition, partitions int) string {
+	if partitions == 1 {
+		return chaosSealed
+	}
+	return fmt.Sprintf("%s-%d", chaosSealed, partition)
+}
 
 // chaosPayload is message n of a subject: its names, and filling that differs in
 // length and content.
@@ -26,19 +37,40 @@ func chaosPayload(subject, n int) []byte {
 	return b
 }
 
-// verify reads all of the sealed stream through package streams.
+// verify reads all of the sealed streams through package streams.
 func (c *chaos) verify(ctx context.Context) error {
 	opener, err := streams.NewFromProfile(ctx, c.nc, profilePath(c.Dir))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = opener.Close() }() // only drops keys
-	stream, err := c.js.Stream(ctx, chaosSealed)
+	v := newVerifier(c.report, c.Subjects, c.Partitions, c.publisher.acked)
+	for p := range c.Partitions {
+		if err := c.verifyStream(ctx, opener, v, p); err != nil {
+			return err
+		}
+	}
+	source, err := c.js.Stream(ctx, chaosSource)
+	if err != nil {
+		return fmt.Errorf("reading source stream: %w", err)
+	}
+	state := source.CachedInfo().State
+	v.end(int(state.LastSeq) - c.Messages)
+	c.report.Unreleased = int(state.Msgs)
+	return nil
+}
+
+// verifyStream reads the sealed stream of one partition.
+func (c *chaos) verifyStream(ctx context.Context, opener *streams.Opener, v *verifier, partition int) error {
+	stream, err := c.js.Stream(ctx, sealedStream(partition, c.Partitions))
 	if err != nil {
 		return fmt.Errorf("reading sealed stream: %w", err)
 	}
+	v.begin(partition)
 	last := stream.CachedInfo().State.LastSeq
-	v := newVerifier(c.report, c.Subjects, c.publisher.acked)
+	if last == 0 {
+		return nil
+	}
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
 	if err != nil {
 		return fmt.Errorf("reading sealed stream: %w", err)
@@ -68,33 +100,35 @@ func (c *chaos) verify(ctx context.Context) error {
 			c.report.Undecryptable++
 		}
 		if meta.Sequence.Stream >= last {
-			break
+			return nil
 		}
 	}
-	source, err := c.js.Stream(ctx, chaosSource)
-	if err != nil {
-		return fmt.Errorf("reading source stream: %w", err)
-	}
-	state := source.CachedInfo().State
-	v.end(int(state.LastSeq) - c.Messages)
-	c.report.Unreleased = int(state.Msgs)
-	return nil
 }
 
 // verifier counts what is wrong, in constant time per message.
 type verifier struct {
-	r        *ChaosReport
-	subjects int
-	acked    []uint64 // source sequence by message, as the publisher was told
-	seen     []bool   // by message
-	last     []uint64 // by subject, the highest source sequence seen
-	odd      int      // messages at another source sequence than the acknowledged one
-	sequence uint64   // of the message before
-	chain    streams.ChainID
+	r                    *ChaosReport
+	subjects, partitions int
+	acked                []uint64 // source sequence by message, as the publisher was told
+	seen                 []bool   // by message
+	last                 []uint64 // by subject, the highest source sequence seen
+	odd                  int      // messages at another source sequence than the acknowledged one
+
+	// Of the stream that is read.
+	partition int
+	sequence  uint64 // of the message before
+	chain     streams.ChainID
 }
 
-func newVerifier(r *ChaosReport, subjects int, acked []uint64) *verifier {
-	return &verifier{r: r, subjects: subjects, acked: acked, seen: make([]bool, len(acked)), last: make([]uint64, subjects)}
+func newVerifier(r *ChaosReport, subjects, partitions int, acked []uint64) *verifier {
+	return &verifier{
+		r: r, subjects: subjects, partitions: partitions, acked: acked, seen: make([]bool, len(acked)), last: make([]uint64, subjects),
+	}
+}
+
+// begin starts with the sealed stream of a partition.
+func (v *verifier) begin(partition int) {
+	v.partition, v.sequence, v.chain = partition, 0, streams.ChainID{}
 }
 
 // opened is what the verifier looks at; *streams.Message is one.
@@ -120,7 +154,7 @@ func (v *verifier) message(m opened) {
 	subject, n := named(m.Data())
 	i := n*v.subjects + subject
 	if subject < 0 || subject >= v.subjects || n < 0 || n > len(v.acked)/v.subjects || i >= len(v.acked) ||
-		m.Subject() != chaosSubject(subject) || !bytes.Equal(m.Data(), chaosPayload(subject, n)) {
+		m.Subject() != chaosSubject(subject, v.partitions) || subject%v.partitions != v.partition || !bytes.Equal(m.Data(), chaosPayload(subject, n)) {
 		v.r.Mismatched++
 		return
 	}

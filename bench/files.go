@@ -21,6 +21,8 @@ type plan struct {
 	engine   string
 	replicas int
 	maxBytes string // of the sealed stream; "" for no limit
+
+	partitions int // 1: the route is not split
 }
 
 // writeFiles writes identities, domain key, configuration and the reader's
@@ -51,7 +53,16 @@ func (l *launcher) writeFiles(ctx context.Context, p plan) error {
 	if p.maxBytes != "" {
 		create += ", max_bytes: " + p.maxBytes
 	}
+	subjects := fmt.Sprintf("subjects: [%q]", chaosPrefix+">")
+	if p.partitions > 1 {
+		parts := make([]string, p.partitions)
+		for i := range parts {
+			parts[i] = fmt.Sprintf("[%q]", fmt.Sprintf("%sp%d.*", chaosPrefix, i))
+		}
+		subjects = "partitions: [" + strings.Join(parts, ", ") + "]"
+	}
 	text := strings.NewReplacer(
+		"SUBJECTS", subjects,
 		"DIR", dir, "URL", p.url, "KEYSVC", public["keysvc"], "GATEWAY", public["gateway"], "READER", public["reader"],
 		"SOURCE", chaosSource, "SEALED", chaosSealed, "PREFIX", chaosPrefix, "ROUTE", chaosRoute,
 		"ENGINE", p.engine, "CREATE", create, "REPLICAS", fmt.Sprint(p.replicas),
@@ -61,7 +72,7 @@ func (l *launcher) writeFiles(ctx context.Context, p plan) error {
 	}
 	profile := &streams.Profile{
 		Version: 1, Service: "chaos", Pins: []string{public["keysvc"]}, Identity: "reader.nk",
-		Scopes: []keysvc.ScopeRule{{Match: chaosPrefix + "*", Scope: "{{wildcard(1)}}"}},
+		Scopes: []keysvc.ScopeRule{{Match: chaosPrefix + "*.*", Scope: "{{wildcard(2)}}"}},
 		Accept: streams.ProfileAccept{Rules: []streams.ProfileRule{{
 			Scopes: []string{"*"}, Schemes: []string{"single"}, Authorities: [][]string{{"local"}},
 		}}},
@@ -78,7 +89,7 @@ gateway:
   claim_ttl: 1s
   routes:
     - name: ROUTE
-      source: {nats: hub, stream: SOURCE, subjects: ["PREFIX>"], after_seal: purge, start: first}
+      source: {nats: hub, stream: SOURCE, SUBJECTS, after_seal: purge, start: first}
       sealed: {nats: hub, stream: SEALED, subject: "sealed.>", create: {CREATE}, sync_interval: always}
       engine: ENGINE
 keysvc:
@@ -87,7 +98,7 @@ keysvc:
   identity: "file:DIR/keysvc.nk"
   authorities: {local: "local://DIR/authority?domain-key=file:DIR/domain.key"}
   scopes:
-    - {match: "PREFIX*", scope: "{{wildcard(1)}}", authorities: [local]}
+    - {match: "PREFIX*.*", scope: "{{wildcard(2)}}", authorities: [local]}
   principals: {gateway: GATEWAY, reader: READER}
   grants:
     - {to: gateway, may: [generate], scopes: ["*"]}

@@ -17,7 +17,8 @@ import (
 // fleet is a key service and gateways, each a process.
 type fleet struct {
 	*launcher
-	js jetstream.JetStream
+	js     jetstream.JetStream
+	claims int // one for each partition
 
 	mu       sync.Mutex
 	keysvc   *process
@@ -25,7 +26,9 @@ type fleet struct {
 	started  int
 }
 
-func newFleet(l *launcher, js jetstream.JetStream) *fleet { return &fleet{launcher: l, js: js} }
+func newFleet(l *launcher, js jetstream.JetStream, claims int) *fleet {
+	return &fleet{launcher: l, js: js, claims: claims}
+}
 
 // startAll starts the key service, and n gateways once it answers.
 func (f *fleet) startAll(ctx context.Context, n int) error {
@@ -60,19 +63,19 @@ func (f *fleet) startGateway() error {
 	return nil
 }
 
-// working waits until gateways hold claims, and returns them. Errors of a server
+// working waits until living gateways hold all claims, and returns them. Errors of a server
 // that is away for the moment are waited out.
 func (f *fleet) working(ctx context.Context) ([]*process, error) {
 	for end := time.Now().Add(chaosPatience); ; {
 		ps, err := f.holders(ctx)
-		if len(ps) > 0 {
+		if err == nil && ps != nil {
 			return ps, nil
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
 		if time.Now().After(end) {
-			return nil, fmt.Errorf("no gateway took a claim within %v (%v)\n%s", chaosPatience, err, f.tails())
+			return nil, fmt.Errorf("not every claim was taken within %v (%v)\n%s", chaosPatience, err, f.tails())
 		}
 		if err := pauseFor(ctx, 10*time.Millisecond); err != nil {
 			return nil, err
@@ -80,7 +83,8 @@ func (f *fleet) working(ctx context.Context) ([]*process, error) {
 	}
 }
 
-// holders finds the living gateways that claims name, none twice.
+// holders finds the living gateways that claims name, none twice; nil if there is a
+// claim that none of them holds.
 func (f *fleet) holders(ctx context.Context) ([]*process, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -96,7 +100,11 @@ func (f *fleet) holders(ctx context.Context) ([]*process, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []*process
+	held := 0
 	for _, key := range keys {
+		if !strings.HasPrefix(key, chaosSealed) { // instances have entries too
+			continue
+		}
 		e, err := kv.Get(ctx, key)
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
 			continue
@@ -105,10 +113,16 @@ func (f *fleet) holders(ctx context.Context) ([]*process, error) {
 			return nil, fmt.Errorf("reading claims: %w", err)
 		}
 		for _, p := range f.gateways {
-			if p.alive() && strings.Contains(string(e.Value()), p.name) && !slices.Contains(out, p) {
+			if !p.alive() || !strings.Contains(string(e.Value()), p.name) {
+				continue
+			}
+			if held++; !slices.Contains(out, p) {
 				out = append(out, p)
 			}
 		}
+	}
+	if held < f.claims {
+		return nil, nil
 	}
 	return out, nil
 }

@@ -168,10 +168,10 @@ func (s *soak) start(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
-	if err := s.launcher.writeFiles(ctx, plan{url: s.servers.url(), engine: s.Engine, replicas: 1, maxBytes: soakBytes}); err != nil {
+	if err := s.launcher.writeFiles(ctx, plan{url: s.servers.url(), engine: s.Engine, replicas: 1, partitions: 1, maxBytes: soakBytes}); err != nil {
 		return err
 	}
-	s.fleet = newFleet(s.launcher, s.js)
+	s.fleet = newFleet(s.launcher, s.js, 1)
 	if err := s.fleet.startAll(ctx, 2); err != nil {
 		return err
 	}

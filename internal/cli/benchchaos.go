@@ -71,6 +71,7 @@ and of what is published; not their timing.`,
 	fs.IntVar(&cfg.ServerKills, "server-kills", 0, "kill -9 and restart of a nats-server")
 	fs.IntVar(&cfg.Servers, "servers", 1, "1, or 3 for a cluster with three replicas")
 	fs.StringVar(&cfg.Engine, "engine", "auto", "engine of the route: auto, async, durable or fast")
+	fs.IntVar(&cfg.Partitions, "partitions", 1, "partitions of the route, shared by two gateways")
 	fs.BoolVar(&pauses, "pauses", true, "publish a part in bursts with pauses between them")
 	fs.BoolVar(&verbose, "verbose", false, "say on standard error what is done to whom")
 	fs.Uint64Var(&cfg.Seed, "seed", 0, "seed of an earlier run (default: random)")
