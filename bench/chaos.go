@@ -128,6 +128,9 @@ func Chaos(ctx context.Context, cfg ChaosConfig) (report *ChaosReport, err error
 			}
 		}()
 	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making directory: %w", err)
+	}
 	c := &chaos{ChaosConfig: cfg, random: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), report: &ChaosReport{
 		Messages: cfg.Messages, Subjects: cfg.Subjects, Kills: cfg.Kills, Zombies: cfg.Zombies, ServerKills: cfg.ServerKills,
 		Servers: cfg.Servers, Engine: cfg.Engine, Partitions: cfg.Partitions, Faults: cfg.Kills + cfg.Zombies + cfg.ServerKills, Seed: cfg.Seed,

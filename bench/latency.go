@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -51,47 +52,98 @@ func (l *latencies) result() *Latency {
 	return &Latency{l.h.TotalCount(), l.h.ValueAtQuantile(50), l.h.ValueAtQuantile(99), l.h.ValueAtQuantile(99.9), l.h.Max()}
 }
 
-// latency publishes at a rate into an empty source stream, and reads the copy.
+// arrival is a message of a copy: where it was in the source stream, and when the
+// reader had it.
+type arrival struct {
+	sequence uint64
+	at       time.Time
+	err      error
+}
+
+// latency publishes at a rate into an empty source stream, and reads the copies.
 func (b *relayBench) latency(ctx context.Context, way relayWay, rate int) (*Latency, error) {
 	if err := b.makeSource(ctx); err != nil {
 		return nil, err
 	}
-	stream, end, err := b.begin(ctx, way)
+	streams, end, err := b.begin(ctx, way)
 	if err != nil {
 		return nil, err
 	}
-	reader, err := b.reader(ctx, stream)
-	if err != nil {
-		return nil, err
+	ctx, cancel := context.WithCancel(ctx)
+	arrivals := make(chan arrival, 4096)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, stream := range streams {
+		reader, err := b.reader(ctx, stream)
+		if err != nil {
+			return nil, err
+		}
+		wg.Go(func() { read(ctx, reader, arrivals) })
 	}
-	defer reader.Stop()
-	if err := b.primed(ctx, reader); err != nil {
-		return nil, err
+	// One message for each partition goes first, so that everything is up.
+	for i := range b.Partitions {
+		if _, err := b.js.Publish(ctx, relaySubject(i, b.Partitions), make([]byte, b.Size)); err != nil {
+			return nil, fmt.Errorf("publishing: %w", err)
+		}
+		if _, err := arrived(ctx, arrivals); err != nil {
+			return nil, err
+		}
 	}
 	messages := int(b.LatencyTime.Seconds() * float64(rate))
 	l := newLatencies(time.Now().Add(10*time.Millisecond), rate)
 	published := make(chan error, 1)
-	pctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go func() { published <- b.publishAt(pctx, l, messages) }()
+	wg.Go(func() { published <- b.publishAt(ctx, l, messages) })
 	for range messages {
-		m, err := reader.Next(jetstream.NextMaxWait(chaosPatience))
-		now := time.Now()
-		if err != nil {
-			return nil, fmt.Errorf("reading the copy: %w", err)
-		}
-		n, err := sourceSequence(m)
+		a, err := arrived(ctx, arrivals)
 		if err != nil {
 			return nil, err
 		}
-		if err := l.arrived(int(n)-2, now); err != nil { // sequence 1 is the primer
+		if err := l.arrived(int(a.sequence)-b.Partitions-1, a.at); err != nil {
 			return nil, err
 		}
 	}
 	if err := <-published; err != nil {
 		return nil, err
 	}
+	// The readers first: without its stream one would look for it for ever.
+	cancel()
+	wg.Wait()
 	return l.result(), end()
+}
+
+// read hands on what comes until ctx ends.
+func read(ctx context.Context, reader jetstream.MessagesContext, to chan<- arrival) {
+	defer reader.Stop()
+	for {
+		m, err := reader.Next(jetstream.NextContext(ctx))
+		a := arrival{at: time.Now(), err: err}
+		if err == nil {
+			a.sequence, a.err = sourceSequence(m)
+		}
+		select {
+		case to <- a:
+		case <-ctx.Done():
+			return
+		}
+		if a.err != nil {
+			return
+		}
+	}
+}
+
+// arrived waits for a message of a copy.
+func arrived(ctx context.Context, from <-chan arrival) (arrival, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, chaosPatience, errors.New("nothing arrives any more"))
+	defer cancel()
+	select {
+	case a := <-from:
+		if a.err != nil {
+			return a, fmt.Errorf("reading the copy: %w", a.err)
+		}
+		return a, nil
+	case <-ctx.Done():
+		return arrival{}, fmt.Errorf("reading the copy: %w", context.Cause(ctx))
+	}
 }
 
 // reader reads the copy from its beginning.
@@ -114,17 +166,6 @@ func (b *relayBench) reader(ctx context.Context, stream string) (jetstream.Messa
 	}
 }
 
-// primed sends one message through, so that everything is up.
-func (b *relayBench) primed(ctx context.Context, reader jetstream.MessagesContext) error {
-	if _, err := b.js.Publish(ctx, relaySubject(0), make([]byte, b.Size)); err != nil {
-		return fmt.Errorf("publishing: %w", err)
-	}
-	if _, err := reader.Next(jetstream.NextMaxWait(chaosPatience)); err != nil {
-		return fmt.Errorf("reading the copy: %w", err)
-	}
-	return nil
-}
-
 // publishAt publishes every message when it is due, or as soon after as it can.
 func (b *relayBench) publishAt(ctx context.Context, l *latencies, messages int) error {
 	payload := make([]byte, b.Size)
@@ -139,7 +180,7 @@ func (b *relayBench) publishAt(ctx context.Context, l *latencies, messages int) 
 				return context.Cause(ctx)
 			}
 		}
-		if _, err := b.js.PublishAsync(relaySubject(i), payload, jetstream.WithStallWait(chaosPatience)); err != nil {
+		if _, err := b.js.PublishAsync(relaySubject(i, b.Partitions), payload, jetstream.WithStallWait(chaosPatience)); err != nil {
 			return fmt.Errorf("publishing: %w", err)
 		}
 	}
@@ -158,5 +199,5 @@ func sourceSequence(m jetstream.Msg) (uint64, error) {
 			return n, nil
 		}
 	}
-	return 0, errors.New("reading the copy: a message does not say where it comes from")
+	return 0, errors.New("a message does not say where it comes from")
 }

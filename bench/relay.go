@@ -32,6 +32,9 @@ type RelayConfig struct {
 	SyncAlways bool
 	// Engine publishes the relays' messages. Empty: auto.
 	Engine string
+	// Partitions are those of the relays, each with a copy of its own; the stream
+	// source has as many. 0: 1; at most 16.
+	Partitions int
 	// Embedded runs the server in the gateway's process.
 	Embedded bool
 	// Rate is how many messages per second are published while the latency is
@@ -53,6 +56,7 @@ type RelayReport struct {
 	Storage    string `json:"storage"`
 	SyncAlways bool   `json:"sync_always"`
 	Engine     string `json:"engine"` // that was used
+	Partitions int    `json:"partitions"`
 	Embedded   bool   `json:"embedded"`
 
 	Plain  RelayResult `json:"plain"`  // the gateway, its seal switched off
@@ -130,7 +134,7 @@ func (c *RelayConfig) fill() error {
 	for _, f := range []struct {
 		v   *int
 		def int
-	}{{&c.Messages, 50_000}, {&c.Size, 1024}, {&c.Rounds, 7}} {
+	}{{&c.Messages, 50_000}, {&c.Size, 1024}, {&c.Rounds, 7}, {&c.Partitions, 1}} {
 		if *f.v < 0 {
 			return errors.New("preparing relays: negative number")
 		}
@@ -153,6 +157,8 @@ func (c *RelayConfig) fill() error {
 		return errors.New("preparing relays: negative number")
 	case c.Messages < 100 || c.Size > 900<<10:
 		return errors.New("preparing relays: 100 messages at least, of 900 KiB at most")
+	case c.Partitions > relaySubjects:
+		return fmt.Errorf("preparing relays: %d partitions, at most %d", c.Partitions, relaySubjects)
 	case c.Memory && c.SyncAlways:
 		return errors.New("preparing relays: memory is not synced")
 	}
@@ -226,7 +232,8 @@ func (b *relayBench) done() {
 
 func (b *relayBench) run(ctx context.Context) (*RelayReport, error) {
 	r := &RelayReport{
-		Messages: b.Messages, Size: b.Size, Rounds: b.Rounds, Storage: "file", SyncAlways: b.SyncAlways, Embedded: b.Embedded,
+		Messages: b.Messages, Size: b.Size, Rounds: b.Rounds, Storage: "file", SyncAlways: b.SyncAlways,
+		Partitions: b.Partitions, Embedded: b.Embedded,
 	}
 	if b.Memory {
 		r.Storage = "memory"

@@ -28,7 +28,7 @@ func newRelayKeys(pattern string) (*relayKeys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making keys: %w", err)
 	}
-	rules, err := keysvc.NewScopeRules([]keysvc.ScopeRule{{Match: pattern, Scope: "{{wildcard(1)}}"}})
+	rules, err := keysvc.NewScopeRules([]keysvc.ScopeRule{{Match: pattern, Scope: "{{wildcard(2)}}"}})
 	if err != nil {
 		return nil, fmt.Errorf("making keys: %w", err)
 	}

@@ -15,11 +15,6 @@ type turn struct {
 	server, gateway time.Duration
 }
 
-// relaySubjects is how many subjects, and scopes, the messages have.
-const relaySubjects = 16
-
-func relaySubject(i int) string { return fmt.Sprintf("bench.in.t%d", i%relaySubjects) }
-
 // makeSource makes an empty source stream in place of an earlier one.
 func (b *relayBench) makeSource(ctx context.Context) error {
 	if err := b.remove(ctx, relaySource); err != nil {
@@ -28,6 +23,15 @@ func (b *relayBench) makeSource(ctx context.Context) error {
 	return createStream(ctx, b.js, jetstream.StreamConfig{
 		Name: relaySource, Subjects: []string{relayPattern}, Storage: jetstreamStorage(b.Memory), Duplicates: time.Second,
 	})
+}
+
+// removeCopies removes what begin made.
+func (b *relayBench) removeCopies(ctx context.Context, streams []string) error {
+	var errs []error
+	for _, s := range streams {
+		errs = append(errs, b.remove(ctx, s))
+	}
+	return errors.Join(errs...)
 }
 
 func isNotFound(err error) bool { return errors.Is(err, jetstream.ErrStreamNotFound) }
@@ -48,7 +52,7 @@ func (b *relayBench) fillSource(ctx context.Context) error {
 	payload := make([]byte, b.Size)
 	futures := make([]jetstream.PubAckFuture, 0, 1024)
 	for i := range b.Messages {
-		f, err := b.js.PublishAsync(relaySubject(i), payload, jetstream.WithStallWait(chaosPatience))
+		f, err := b.js.PublishAsync(relaySubject(i, b.Partitions), payload, jetstream.WithStallWait(chaosPatience))
 		if err != nil {
 			return fmt.Errorf("publishing: %w", err)
 		}
@@ -69,26 +73,39 @@ func (b *relayBench) fillSource(ctx context.Context) error {
 	return nil
 }
 
-// begin starts to copy the source stream; end ends it and removes the copy.
-func (b *relayBench) begin(ctx context.Context, way relayWay) (stream string, end func() error, err error) {
-	stream = b.target(way)
+// begin starts to copy the source stream, into one stream for each partition; end
+// ends it and removes them.
+func (b *relayBench) begin(ctx context.Context, way relayWay) (streams []string, end func() error, err error) {
+	name := b.target(way)
+	streams = partitionStreams(name, b.Partitions)
 	if way == waySource {
-		err = createStream(ctx, b.js, jetstream.StreamConfig{
-			Name: stream, Storage: jetstreamStorage(b.Memory), Sources: []*jetstream.StreamSource{{Name: relaySource}},
-		})
-		return stream, func() error { return b.remove(ctx, stream) }, err
+		for i, s := range streams {
+			src := &jetstream.StreamSource{Name: relaySource}
+			if b.Partitions > 1 {
+				src.FilterSubject = partitionPattern(i, b.Partitions)
+			}
+			if err := createStream(ctx, b.js, jetstream.StreamConfig{
+				Name: s, Storage: jetstreamStorage(b.Memory), Sources: []*jetstream.StreamSource{src},
+			}); err != nil {
+				return nil, nil, err
+			}
+		}
+		return streams, func() error { return b.removeCopies(ctx, streams) }, nil
 	}
-	_, err = b.gateway.ask(ctx, &workerOrder{Op: opRelay, Relay: &relayOrder{
-		URL: b.url, Source: relaySource, Sealed: stream, Memory: b.Memory, SyncAlways: b.SyncAlways, Engine: b.Engine, Plain: way == wayPlain,
-	}})
-	return stream, func() error {
+	if _, err := b.gateway.ask(ctx, &workerOrder{Op: opRelay, Relay: &relayOrder{
+		URL: b.url, Source: relaySource, Sealed: name, Partitions: b.Partitions,
+		Memory: b.Memory, SyncAlways: b.SyncAlways, Engine: b.Engine, Plain: way == wayPlain,
+	}}); err != nil {
+		return nil, nil, err
+	}
+	return streams, func() error {
 		a, err := b.gateway.ask(ctx, &workerOrder{Op: opStop})
 		if err != nil {
 			return err
 		}
 		b.engine = a.Engine
-		return b.remove(ctx, stream)
-	}, err
+		return b.removeCopies(ctx, streams)
+	}, nil
 }
 
 // used is what server and gateway have used so far.
@@ -106,11 +123,11 @@ func (b *relayBench) turn(ctx context.Context, way relayWay) (t turn, err error)
 	if err != nil {
 		return t, err
 	}
-	stream, end, err := b.begin(ctx, way)
+	streams, end, err := b.begin(ctx, way)
 	if err != nil {
 		return t, err
 	}
-	if t.rate, err = b.follow(ctx, stream); err != nil {
+	if t.rate, err = b.follow(ctx, streams); err != nil {
 		return t, err
 	}
 	if t.server, t.gateway, err = b.used(ctx); err != nil {
@@ -123,17 +140,19 @@ func (b *relayBench) turn(ctx context.Context, way relayWay) (t turn, err error)
 
 // follow waits for all messages and returns how many came in a second, from the
 // first tenth on: what comes before is the start of a relay.
-func (b *relayBench) follow(ctx context.Context, stream string) (float64, error) {
-	tick := time.NewTicker(5 * time.Millisecond)
+func (b *relayBench) follow(ctx context.Context, streams []string) (float64, error) {
+	tick := time.NewTicker(time.Duration(5*len(streams)) * time.Millisecond)
 	defer tick.Stop()
 	begin, first := time.Now(), 0
 	moved, seen := begin, 0
 	for {
 		n := 0
-		if s, err := b.js.Stream(ctx, stream); err == nil {
-			n = int(s.CachedInfo().State.Msgs)
-		} else if !isNotFound(err) {
-			return 0, fmt.Errorf("following the copy: %w", err)
+		for _, stream := range streams {
+			if s, err := b.js.Stream(ctx, stream); err == nil {
+				n += int(s.CachedInfo().State.Msgs)
+			} else if !isNotFound(err) {
+				return 0, fmt.Errorf("following the copy: %w", err)
+			}
 		}
 		now := time.Now()
 		switch {

@@ -35,7 +35,8 @@ func (r *RelayReport) String() string {
 	if r.Embedded {
 		where = "server and gateway in one process"
 	}
-	fmt.Fprintf(&b, "%d messages of %d B in each of %d rounds, %s storage, engine %s, %s\n", r.Messages, r.Size, r.Rounds, r.Storage, r.Engine, where)
+	fmt.Fprintf(&b, "%d messages of %d B in each of %d rounds, %s storage, engine %s, %d partitions, %s\n",
+		r.Messages, r.Size, r.Rounds, r.Storage, r.Engine, r.Partitions, where)
 	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(tw, "relay\tmessages/s\tCPU server\tCPU gateway\tCPU in all\tp50\tp99\tp99.9\t")
 	for i, x := range []*RelayResult{&r.Plain, &r.Sealed, &r.Source} {

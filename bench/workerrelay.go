@@ -14,8 +14,9 @@ import (
 // relayOrder is a route of the benchmark.
 type relayOrder struct {
 	URL            string // "": the server in the worker's process
-	Source, Sealed string // streams; the second one is made
-	Memory         bool   // the second one's storage, else file
+	Source, Sealed string // streams; the second one, or one for each partition, is made
+	Partitions     int
+	Memory         bool // the second one's storage, else file
 	SyncAlways     bool
 	Engine         string
 	Plain          bool // without sealing; Sealed must be one of plainrelay's
@@ -24,8 +25,38 @@ type relayOrder struct {
 const (
 	relayPrefix  = "KEYWEIR_BENCH_"
 	relaySource  = relayPrefix + "SOURCE"
-	relayPattern = "bench.in.*"
+	relayPattern = "bench.*.*"
 )
+
+// relaySubjects is how many subjects, and scopes, the messages have.
+const relaySubjects = 16
+
+// relaySubject is the subject of message i, bench.p<partition>.t<number>.
+func relaySubject(i, partitions int) string {
+	n := i % relaySubjects
+	return fmt.Sprintf("bench.p%d.t%d", n%partitions, n)
+}
+
+// partitionPattern is what a partition takes.
+func partitionPattern(partition, partitions int) string {
+	if partitions == 1 {
+		return relayPattern
+	}
+	return fmt.Sprintf("bench.p%d.*", partition)
+}
+
+// partitionStreams are the names of a route's sealed streams, as the gateway makes
+// them.
+func partitionStreams(stream string, partitions int) []string {
+	if partitions == 1 {
+		return []string{stream}
+	}
+	out := make([]string, partitions)
+	for i := range out {
+		out[i] = fmt.Sprintf("%s-%d", stream, i)
+	}
+	return out
+}
 
 // workerRelay is a gateway at work in a worker process.
 type workerRelay struct {
@@ -51,9 +82,15 @@ func startRelay(ctx context.Context, o *relayOrder, w *benchWorker) (*workerRela
 		return nil, err
 	}
 	r := gateway.Route{
-		Name: "bench", Engine: engine,
+		Name: o.Sealed, Engine: engine, // a new name each time, and with it a new route key
 		Source: gateway.Source{Conn: w.source, Stream: o.Source, Subjects: []string{relayPattern}, AfterSeal: gateway.AfterSealKeep, Start: gateway.StartFirst()},
 		Sealed: gateway.Sealed{Conn: w.sealed, Stream: o.Sealed, Subject: "sealed.>", Create: &gateway.CreateSealed{}},
+	}
+	if o.Partitions > 1 {
+		r.Source.Subjects = nil
+		for i := range o.Partitions {
+			r.Source.Partitions = append(r.Source.Partitions, []string{partitionPattern(i, o.Partitions)})
+		}
 	}
 	if o.Memory {
 		r.Sealed.Create.Storage = gateway.MemoryStorage

@@ -54,8 +54,8 @@ and of what is published; not their timing.`,
 			if asJSON {
 				err = u.json(r)
 			} else {
-				err = u.printf("%d messages, %d kills, %d zombies, %d server kills, %d pauses, engine %s, seed %d, %.1f s\nlost %d, duplicated %d, out of order %d, undecryptable %d, mismatched %d, broken links %d, unreleased %d\n",
-					r.Messages, r.Kills, r.Zombies, r.ServerKills, r.Pauses, r.Engine, r.Seed, r.Seconds, r.Lost, r.Duplicated, r.OutOfOrder, r.Undecryptable, r.Mismatched, r.BrokenLinks, r.Unreleased)
+				err = u.printf("%d messages, %d partitions, %d kills, %d zombies, %d server kills, %d pauses, engine %s, seed %d, %.1f s\nlost %d, duplicated %d, out of order %d, undecryptable %d, mismatched %d, broken links %d, unreleased %d\n",
+					r.Messages, r.Partitions, r.Kills, r.Zombies, r.ServerKills, r.Pauses, r.Engine, r.Seed, r.Seconds, r.Lost, r.Duplicated, r.OutOfOrder, r.Undecryptable, r.Mismatched, r.BrokenLinks, r.Unreleased)
 			}
 			if err == nil && !r.OK() {
 				err = withHint(fmt.Errorf("the sealed stream is damaged"), "this is a bug of keyweir; please report it with the seed %d", r.Seed)

@@ -61,6 +61,7 @@ time each was due to be published until a reader of the copy has it.`,
 	fs.StringVar(&storage, "storage", "file", "of all streams: memory or file")
 	fs.BoolVar(&cfg.SyncAlways, "sync-always", false, "the server syncs every write before it acknowledges")
 	fs.StringVar(&cfg.Engine, "engine", "auto", "engine of the relays: auto, async, durable or fast")
+	fs.IntVar(&cfg.Partitions, "partitions", 1, "partitions of the relays, each with a copy of its own")
 	fs.BoolVar(&cfg.Embedded, "embedded", false, "run the server in the gateway's process")
 	fs.IntVar(&cfg.Rate, "rate", 0, "messages per second while latencies are measured (default: 5000, or a quarter of what the slowest relays)")
 	fs.DurationVar(&cfg.LatencyTime, "latency-time", 0, "how long latencies are measured, of each (default 5s; negative: not at all)")
