@@ -137,7 +137,7 @@ func cmdDurable(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func dialScript(ts *testscript.TestScript, url string) (jetstream.JetStream, func()) {
-	nc, err := nats.Connect(url)
+	nc, err := nats.Connect(url, nats.UserInfo("admin", "admin")) // ignored where nobody is asked
 	ts.Check(err)
 	js, err := jetstream.New(nc)
 	ts.Check(err)
