@@ -36,6 +36,11 @@
 // nothing unsealed is ever stored. What it promises is less, and stands in
 // docs/operations.md.
 //
+// # Unsealing
+//
+// [NewUnseal] makes a gateway whose routes go the other way: they open sealed
+// streams into plaintext ones, by the same fence and recovery.
+//
 // # Engines
 //
 // How messages are published is the route's [Engine]; what is published, and what
