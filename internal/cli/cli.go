@@ -71,7 +71,7 @@ To try it with the nats CLI:
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err: err} })
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.AddCommand(
-		newBench(u), newCat(u), newConfig(u), newConsumers(u), newDemo(u), newDev(u), newDomainKey(u), newGateway(u),
+		newBench(u), newCat(u), newConfig(u), newDeadLetters(u), newConsumers(u), newDemo(u), newDev(u), newDomainKey(u), newGateway(u),
 		newIdentity(u), newInspect(u), newKeysvc(u), newPub(u), newPurge(u), newReaders(u), newUnseal(u), newVerify(u), newVersion(u),
 	)
 	return root
