@@ -11,6 +11,7 @@ import (
 
 	"github.com/keyweir/keyweir/keysvc/authority"
 	"github.com/keyweir/keyweir/keysvc/authority/awskms"
+	"github.com/keyweir/keyweir/keysvc/authority/execplug"
 	"github.com/keyweir/keyweir/keysvc/authority/local"
 	"github.com/keyweir/keyweir/keysvc/authority/transit"
 )
@@ -24,9 +25,10 @@ type provider struct {
 
 // providers maps the scheme of an authority's URI to who opens it.
 var providers = map[string]provider{
-	awskms.Scheme:  {awskms.Open, awskms.CheckURI},
-	local.Scheme:   {local.Open, local.CheckURI},
-	transit.Scheme: {transit.Open, transit.CheckURI},
+	awskms.Scheme:   {awskms.Open, awskms.CheckURI},
+	execplug.Scheme: {execplug.Open, execplug.CheckURI},
+	local.Scheme:    {local.Open, local.CheckURI},
+	transit.Scheme:  {transit.Open, transit.CheckURI},
 }
 
 // checkAuthority reports what is wrong with the URI of an authority, in words for

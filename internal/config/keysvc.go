@@ -15,6 +15,8 @@ type Keysvc struct {
 	//   local:///DIRECTORY?domain-key=file:PATH
 	//   local:///DIRECTORY?domain-key=env:NAME&key=ALIAS
 	//   transit://HOST:PORT/MOUNT/KEY?token=file:PATH
+	//   exec:///PROGRAM?key=KEY&arg=ARGUMENT
+	// Their parameters are in docs/authorities.md.
 	// A name stands in every key record, so it stays. At least one.
 	Authorities map[string]string `yaml:"authorities"`
 	// Scopes are tried in order; the first match wins and no match is refused.

@@ -30,6 +30,7 @@ const (
 	awskms    = authority + "/awskms"
 	local     = authority + "/local"
 	transit   = authority + "/transit"
+	execplug  = authority + "/execplug"
 )
 
 // everything as a forbidden prefix is every package outside the standard library.
@@ -80,13 +81,15 @@ var links = []struct {
 	},
 	{
 		"keysvc/keyserver",
-		[]string{aws, natsSrv, otelSDK, otelOut, awskms, local, transit, module + "/gateway", module + "/streams", ownCLI, ownDev},
+		[]string{aws, natsSrv, otelSDK, otelOut, awskms, local, transit, execplug, module + "/gateway", module + "/streams", ownCLI, ownDev},
 		nil,
 		"providers are chosen by the composition root",
 	},
 	{"keysvc/authority", []string{everything}, nil, "what an authority is must not depend on any of them"},
 	{"keysvc/authority/awskms", []string{module, nats, natsSrv, pebble}, own("keysvc/authority"), "a provider knows the interface and its SDK"},
 	{"keysvc/authority/transit", []string{everything}, own("keysvc/authority", "internal/strictjson"), "it speaks HTTP by the standard library: no SDK near its tokens"},
+	{"keysvc/authority/execplug", []string{everything}, own("keysvc/authority", "internal/strictjson"), "it runs a program and knows no more than its contract"},
+	{"keysvc/authority/execplug/sampleplugin", []string{everything}, nil, "a sample is copied: standard library only"},
 	{"keysvc/authority/local", []string{aws, nats, natsSrv, module + "/gateway", module + "/streams", keyserver}, nil, "managed keys never go near a broker"},
 	{"internal/keycache", []string{aws, nats, natsSrv, otelSDK, module + "/gateway", module + "/keysvc", module + "/streams"}, nil, "a store knows nothing of what it stores"},
 	{"internal/policy", []string{aws, nats, natsSrv, pebble, otel, module + "/gateway", keyserver}, nil, "deciding is pure"},
@@ -109,7 +112,7 @@ var imports = []struct {
 	{[]string{pebble + "pebble"}, []string{"internal/keycache"}, "no Pebble type in a signature"},
 	{[]string{natsSrv}, []string{"internal/embednats"}, "the server is embedded in one place"},
 	{
-		[]string{awskms, local, transit},
+		[]string{awskms, local, transit, execplug},
 		[]string{"internal/cli", "internal/devstack"},
 		"the composition root names the providers, in an explicit map",
 	},
