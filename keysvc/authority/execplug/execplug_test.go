@@ -126,7 +126,8 @@ func bad(t testing.TB, how string, change func(*execplug.Config)) *execplug.Auth
 	}
 	c := execplug.Config{
 		Path: path, Args: []string{"misbehave", how},
-		Limits: execplug.Limits{Pause: time.Millisecond, MaxPause: 5 * time.Millisecond},
+		// Under the race detector a program takes a second to exit.
+		Limits: execplug.Limits{Pause: time.Millisecond, MaxPause: 5 * time.Millisecond, Stop: 50 * time.Millisecond},
 	}
 	if change != nil {
 		change(&c)

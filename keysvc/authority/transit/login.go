@@ -111,7 +111,7 @@ func (m fixedToken) obtain(ctx context.Context, c *client, last lease) (lease, *
 		switch {
 		case text != last.token:
 			return l, nil // the call that wants it tells more
-		case !last.expires.IsZero() && time.Now().After(last.expires):
+		case !last.expires.IsZero() && time.Until(last.expires) < clockSlack:
 			// Nobody decided anything: whoever brings the next token is late.
 			return lease{}, &fault{sentinel: authority.ErrUnavailable, detail: "the token has expired"}
 		default:
@@ -132,9 +132,16 @@ func (m fixedToken) obtain(ctx context.Context, c *client, last lease) (lease, *
 	if raw, ok := ans["renewable"]; ok && strictjson.Unmarshal(raw, &l.renewable) != nil {
 		return lease{}, garbage("no usable description of the token")
 	}
+	if _, ends := ans["expire_time"]; ends && seconds == 0 {
+		seconds = 1 // less than a second is left
+	}
 	l.live(time.Duration(seconds) * time.Second)
 	return l, nil
 }
+
+// clockSlack is how far the end of a token, as this side knows it, can lie behind
+// its true end: lives are given in whole seconds, and an answer takes its time.
+const clockSlack = 2 * time.Second
 
 // login logs in at an auth method.
 type login struct {

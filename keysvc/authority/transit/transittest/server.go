@@ -12,6 +12,8 @@ package transittest
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -67,7 +69,9 @@ func New(t testing.TB) *Server {
 func NewTLS(t testing.TB) *Server {
 	t.Helper()
 	s := newServer()
-	s.HTTP = httptest.NewTLSServer(s)
+	s.HTTP = httptest.NewUnstartedServer(s)
+	s.HTTP.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that a test wants to fail
+	s.HTTP.StartTLS()
 	s.start(t)
 	return s
 }
