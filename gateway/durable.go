@@ -120,7 +120,7 @@ func (e *durableEngine) publish(ctx context.Context, m *outgoing) error {
 	from := len(b.data)
 	b.data = append(b.data, m.data...)
 	b.entries = append(b.entries, entry{
-		m.subject, e.signer.header(seq, m.source, m.previous, m.timestamp), from, len(b.data), maps.Clone(m.clear),
+		m.subject, e.signer.sign(seq, m), from, len(b.data), maps.Clone(m.clear),
 	})
 	b.bytes += size
 	if m.last || len(b.entries) >= e.limits.count {
@@ -315,6 +315,15 @@ func (e *durableEngine) receive(m *nats.Msg) {
 	case e.answers <- m:
 	case <-e.quit:
 	}
+}
+
+// flush sends what is there and waits until it is acknowledged. Others may follow.
+func (e *durableEngine) flush(ctx context.Context) error {
+	e.mu.Lock()
+	e.fill.due = len(e.fill.entries) > 0
+	e.mu.Unlock()
+	e.look()
+	return e.settle(ctx, func() bool { return false })
 }
 
 // drain sends what is there, without waiting for more.

@@ -104,8 +104,9 @@ type engine interface {
 // acked is the last message of an unbroken row of acknowledgements.
 type acked struct {
 	sealed    uint64 // sequence in the sealed stream
-	source    uint64 // sequence in the source stream; 0: none of this engine's
-	timestamp int64  // of the source message
+	source    uint64 // source sequence up to which all is sealed, or held; 0: none of this engine's
+	previous  uint64 // of the last source message on the chain: source, unless messages were held
+	timestamp int64  // of the source message at previous
 	payload   uint64 // bytes of payload acknowledged by this engine
 }
 

@@ -40,6 +40,7 @@ type ledger struct {
 // flight is a message not yet acknowledged, at ring[sequence % window].
 type flight struct {
 	source    uint64
+	previous  uint64 // see acked
 	timestamp int64
 	payload   uint64 // of it and all before
 }
@@ -111,7 +112,7 @@ func (l *ledger) enter(m *outgoing) uint64 {
 	seq := l.next
 	l.next++
 	l.payload += uint64(m.payload)
-	l.ring[seq%l.window] = flight{m.source, m.timestamp, l.payload}
+	l.ring[seq%l.window] = flight{m.source, m.after(), m.timestamp, l.payload}
 	if l.probe == 0 && l.onAck != nil {
 		l.probe, l.probed = seq, time.Now()
 	}
@@ -122,7 +123,7 @@ func (l *ledger) enter(m *outgoing) uint64 {
 // one that was given out, above the last.
 func (l *ledger) reach(seq uint64) {
 	f := l.ring[seq%l.window]
-	l.last = acked{seq, f.source, f.timestamp, f.payload}
+	l.last = acked{seq, f.source, f.previous, f.timestamp, f.payload}
 	if l.probe != 0 && l.probe <= seq {
 		l.onAck(time.Since(l.probed))
 		l.probe = 0

@@ -29,12 +29,50 @@ const (
 //
 // chain is 32 hexadecimal digits, both sequences are decimal, both times unix
 // nanoseconds, mac 43 characters of unpadded base64url.
+//
+// A message that was held back, see holds, is sealed later than its place. Its
+// header says where it stood, on a chain of its own, and then where the route is:
+//
+//	<release chain>:<sequence>:<previous>:<source created>:<source timestamp>:
+//	<chain>:<scanned>:<previous>:<source created>:<source timestamp>:<mac>
 type position struct {
 	chain     envelope.ChainID
-	sequence  uint64
+	sequence  uint64 // of the message; if own is set, up to which the source is sealed or held
 	previous  uint64 // source sequence of the message before this one on the chain; 0: first
 	created   int64  // when the source stream was made
-	timestamp int64  // when the source stream stored the message
+	timestamp int64  // when the source stream stored the message; if own is set, the one at previous
+	own       *link  // of a message that was held back; nil for all others
+}
+
+// link is where a message that was held back stood.
+type link struct {
+	chain     envelope.ChainID // its release chain
+	sequence  uint64
+	previous  uint64
+	created   int64
+	timestamp int64
+}
+
+// cursor is where the source has to be read on.
+func (p *position) cursor() cursor {
+	if p.own != nil {
+		return cursor{scanned: p.sequence, previous: p.previous, timestamp: p.timestamp}
+	}
+	return cursor{scanned: p.sequence, previous: p.sequence, timestamp: p.timestamp}
+}
+
+// message is which source message the header stands on.
+func (p *position) message() link {
+	if p.own != nil {
+		return *p.own
+	}
+	return link{p.chain, p.sequence, p.previous, p.created, p.timestamp}
+}
+
+// before reports whether l is of an older source stream than o, or of the same
+// one and stood before o.
+func (l *link) before(o *link) bool {
+	return l.created < o.created || l.created == o.created && l.sequence < o.sequence
 }
 
 // home is what a position is bound to besides its own fields. Equal names in
@@ -122,24 +160,71 @@ func (s *signer) compute(sealedSeq, sequence, previous uint64, timestamp int64) 
 	return s.mac.Sum(s.sum[:0])
 }
 
-// header returns the value of HeaderSource for the message that will be stored
-// at sealedSeq.
-func (s *signer) header(sealedSeq, sequence, previous uint64, timestamp int64) string {
-	mac := s.compute(sealedSeq, sequence, previous, timestamp)
-	b := append(s.scratch[:0], s.prefix...)
-	b = strconv.AppendUint(b, sequence, 10)
+// computeHeld is compute for a message that was held back: the link follows what
+// is computed for others, so that no input of one is an input of the other.
+func (s *signer) computeHeld(sealedSeq, scanned, previous uint64, timestamp int64, own *link) []byte {
+	b := s.scratch[:0]
+	for _, n := range []uint64{sealedSeq, scanned, previous, uint64(timestamp)} {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	b = append(b, own.chain[:]...)
+	for _, n := range []uint64{own.sequence, own.previous, uint64(own.created), uint64(own.timestamp)} {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	s.scratch = b
+	s.mac.Reset()
+	s.mac.Write(b)
+	return s.mac.Sum(s.sum[:0])
+}
+
+// sign returns the value of HeaderSource for m, which will be stored at sealedSeq.
+func (s *signer) sign(sealedSeq uint64, m *outgoing) string {
+	if m.own == nil {
+		return s.header(sealedSeq, m.source, m.previous, m.timestamp)
+	}
+	mac := s.computeHeld(sealedSeq, m.source, m.previous, m.timestamp, m.own)
+	b := append(hex.AppendEncode(s.scratch[:0], m.own.chain[:]), ':')
+	b = strconv.AppendUint(b, m.own.sequence, 10)
 	b = append(b, ':')
-	b = strconv.AppendUint(b, previous, 10)
-	b = append(b, s.middle...)
-	b = strconv.AppendInt(b, timestamp, 10)
+	b = strconv.AppendUint(b, m.own.previous, 10)
 	b = append(b, ':')
+	b = strconv.AppendInt(b, m.own.created, 10)
+	b = append(b, ':')
+	b = strconv.AppendInt(b, m.own.timestamp, 10)
+	b = append(b, ':')
+	b = s.route(b, m.source, m.previous, m.timestamp)
 	b = b64.AppendEncode(b, mac)
 	s.scratch = b
 	return string(b)
 }
 
-// maxSourceHeader is the longest value of HeaderSource.
-const maxSourceHeader = 32 + 4*(1+20) + 1 + 43
+// route appends the fields of a position, up to the MAC.
+func (s *signer) route(b []byte, sequence, previous uint64, timestamp int64) []byte {
+	b = append(b, s.prefix...)
+	b = strconv.AppendUint(b, sequence, 10)
+	b = append(b, ':')
+	b = strconv.AppendUint(b, previous, 10)
+	b = append(b, s.middle...)
+	b = strconv.AppendInt(b, timestamp, 10)
+	return append(b, ':')
+}
+
+// header returns the value of HeaderSource for the message that will be stored
+// at sealedSeq.
+func (s *signer) header(sealedSeq, sequence, previous uint64, timestamp int64) string {
+	mac := s.compute(sealedSeq, sequence, previous, timestamp)
+	b := s.route(s.scratch[:0], sequence, previous, timestamp)
+	b = b64.AppendEncode(b, mac)
+	s.scratch = b
+	return string(b)
+}
+
+// maxSourceHeader is the longest value of HeaderSource; of a message that was held
+// back, it has up to maxOwnHeader more.
+const (
+	maxOwnHeader    = 32 + 4*(1+20) + 1
+	maxSourceHeader = 32 + 4*(1+20) + 1 + 43
+)
 
 var errBadPosition = errors.New("not a position of this route")
 
@@ -150,36 +235,60 @@ func readPosition(key keysvc.RouteKey, h *home, sealedSeq uint64, value string) 
 	if err != nil {
 		return position{}, err
 	}
-	want := newSigner(key, h, p.chain, p.created).compute(sealedSeq, p.sequence, p.previous, p.timestamp)
+	signer := newSigner(key, h, p.chain, p.created)
+	var want []byte
+	if p.own != nil {
+		want = signer.computeHeld(sealedSeq, p.sequence, p.previous, p.timestamp, p.own)
+	} else {
+		want = signer.compute(sealedSeq, p.sequence, p.previous, p.timestamp)
+	}
 	if !hmac.Equal(mac, want) {
 		return position{}, fmt.Errorf("%w: wrong MAC", errBadPosition)
 	}
 	return p, nil
 }
 
-// parsePosition accepts exactly what signer.header writes.
+// parsePosition accepts exactly what signer.sign writes.
 func parsePosition(value string) (p position, mac []byte, err error) {
 	malformed := fmt.Errorf("%w: malformed", errBadPosition)
 	if value == "" {
 		return position{}, nil, fmt.Errorf("%w: no %s header", errBadPosition, HeaderSource)
 	}
 	f := strings.Split(value, ":")
-	if len(value) > maxSourceHeader || len(f) != 6 {
+	if len(value) > maxOwnHeader+maxSourceHeader || len(f) != 6 && len(f) != 11 {
 		return position{}, nil, malformed
 	}
-	if p.chain, err = envelope.ParseChainID(f[0]); err != nil {
+	if len(f) == 11 {
+		own, ok := parseLink(f)
+		if !ok || own.previous >= own.sequence {
+			return position{}, nil, malformed
+		}
+		p.own, f = &own, f[5:]
+	}
+	l, ok := parseLink(f)
+	mac, err = b64.DecodeString(f[5])
+	if !ok || err != nil || len(mac) != sha256.Size || l.previous > l.sequence || l.previous == l.sequence && p.own == nil {
 		return position{}, nil, malformed
+	}
+	p.chain, p.sequence, p.previous, p.created, p.timestamp = l.chain, l.sequence, l.previous, l.created, l.timestamp
+	return p, mac, nil
+}
+
+// parseLink reads <chain>:<sequence>:<previous>:<created>:<timestamp>.
+func parseLink(f []string) (l link, ok bool) {
+	var err error
+	if l.chain, err = envelope.ParseChainID(f[0]); err != nil {
+		return link{}, false
 	}
 	seq, err1 := strconv.ParseUint(f[1], 10, 64)
 	previous, err2 := strconv.ParseUint(f[2], 10, 64)
 	created, err3 := strconv.ParseInt(f[3], 10, 64)
 	timestamp, err4 := strconv.ParseInt(f[4], 10, 64)
-	mac, err5 := b64.DecodeString(f[5])
-	if errors.Join(err1, err2, err3, err4, err5) != nil || previous >= seq || len(mac) != sha256.Size ||
+	if errors.Join(err1, err2, err3, err4) != nil ||
 		strconv.FormatUint(seq, 10) != f[1] || strconv.FormatUint(previous, 10) != f[2] ||
 		strconv.FormatInt(created, 10) != f[3] || strconv.FormatInt(timestamp, 10) != f[4] {
-		return position{}, nil, malformed
+		return link{}, false
 	}
-	p.sequence, p.previous, p.created, p.timestamp = seq, previous, created, timestamp
-	return p, mac, nil
+	l.sequence, l.previous, l.created, l.timestamp = seq, previous, created, timestamp
+	return l, true
 }

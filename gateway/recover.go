@@ -104,7 +104,7 @@ func (w *worker) locate(ctx context.Context, d *destination, rec *record, recErr
 	}
 	p := &place{
 		chain: pos.chain, created: pos.created, lastSeq: d.lastSeq,
-		cursor: cursor{scanned: pos.sequence, previous: pos.sequence, timestamp: pos.timestamp},
+		cursor: pos.cursor(),
 	}
 	if !current {
 		if err := w.checkTail(ctx, d, rec, same, pos); err != nil {
@@ -116,8 +116,8 @@ func (w *worker) locate(ctx context.Context, d *destination, rec *record, recErr
 		w.log.Warn("overwriting a position record of somebody else", "error", recErr)
 	case current && rec.Resumed:
 		return placeOf(rec)
-	case current && rec.Chain == pos.chain.String() && rec.Previous == pos.sequence && rec.Position >= pos.sequence:
-		p.cursor.scanned, p.cursor.since, p.gap = rec.Position, rec.Since, rec.Gap // nothing matched up to there
+	case current && rec.Chain == pos.chain.String() && rec.Previous == p.cursor.previous && rec.Position >= p.cursor.scanned:
+		p.cursor.scanned, p.cursor.since, p.gap = rec.Position, rec.Since, rec.Gap // nothing matched up to there, or all was held
 	case same && rec.LastSeq > d.lastSeq:
 		// The server lost acknowledged messages, or an older backup was restored.
 		// The source has them still, unless they were released: then a gap shows.

@@ -20,11 +20,20 @@ type outgoing struct {
 	subject   string
 	data      []byte
 	clear     nats.Header // headers in clear besides the engine's own; nil if none
-	source    uint64
-	previous  uint64
-	timestamp int64
+	source    uint64 // sequence; with own set, up to which the source is sealed or held
+	previous  uint64 // source sequence of the message before it on the route's chain
+	timestamp int64  // of the source message; with own set, of the one at previous
+	own       *link  // of a message that was held back, see position
 	payload   int  // bytes of the application's payload
 	last      bool // nothing is known to wait behind it: an engine need not wait for more
+}
+
+// after is the last source message on the route's chain when m is stored.
+func (m *outgoing) after() uint64 {
+	if m.own != nil {
+		return m.previous
+	}
+	return m.source
 }
 
 // sealer turns source messages into envelopes. It belongs to the worker's
@@ -65,6 +74,11 @@ func (s *sealer) seal(it *item, previous, gap uint64, now time.Time) (*outgoing,
 	if k.key == nil || !k.key.usable(now) {
 		return nil, errNextSession
 	}
+	return s.sealWith(k.key, k.sealed, it, previous, gap)
+}
+
+// sealWith is seal with a usable session, for a subject.
+func (s *sealer) sealWith(key *scopeKey, subject string, it *item, previous, gap uint64) (*outgoing, error) {
 	m := &s.meta
 	var err error
 	if m.Headers, err = sealedHeaders(m.Headers[:0], it.msg.Header, s.rule); err != nil {
@@ -72,27 +86,27 @@ func (s *sealer) seal(it *item, previous, gap uint64, now time.Time) (*outgoing,
 	}
 	m.Chain, m.Sequence, m.Previous, m.PreviousOnSubject = s.chain, it.seq, previous, envelope.NotKept
 	m.Gap, m.Published = gap, it.timestamp
-	m.SealedSubject, m.OriginSubject = k.sealed, it.msg.Subject
+	m.SealedSubject, m.OriginSubject = subject, it.msg.Subject
 
 	o := &s.out
-	o.subject, o.source, o.previous, o.timestamp, o.payload = k.sealed, it.seq, previous, it.timestamp, len(it.msg.Data)
+	o.subject, o.source, o.previous, o.timestamp, o.own, o.payload = subject, it.seq, previous, it.timestamp, nil, len(it.msg.Data)
 	clearSize := s.clearHeaders(it.msg)
 	// The largest this envelope can be, whether or not it carries the key record
 	// this time: so that it depends on the message alone which one is too large.
-	size, err := k.key.session.SealedSize(m, len(it.msg.Data))
+	size, err := key.session.SealedSize(m, len(it.msg.Data))
 	if err != nil {
 		return nil, fmt.Errorf("%w: message %d on %s: %v", ErrTooLarge, it.seq, it.msg.Subject, err)
 	}
 	if size += s.fixed + clearSize; size > s.maxSize {
 		return nil, fmt.Errorf("%w: message %d on %s has up to %d bytes with its headers, the server takes %d", ErrTooLarge, it.seq, it.msg.Subject, size, s.maxSize)
 	}
-	s.buffer, err = sealInto(s.buffer, k.key.session, m, it.msg.Data)
+	s.buffer, err = sealInto(s.buffer, key.session, m, it.msg.Data)
 	if errors.Is(err, envelope.ErrSessionEnded) {
 		// Usable, but not for a message of this size.
-		if sealed, _ := k.key.session.Sealed(); sealed == 0 {
-			return nil, fmt.Errorf("%w: message %d on %s exceeds the %d bytes that a session of scope %s may seal", ErrTooLarge, it.seq, it.msg.Subject, k.key.bytes, k.scope)
+		if sealed, _ := key.session.Sealed(); sealed == 0 {
+			return nil, fmt.Errorf("%w: message %d on %s exceeds the %d bytes that a session of scope %s may seal", ErrTooLarge, it.seq, it.msg.Subject, key.bytes, key.scope)
 		}
-		k.key.end()
+		key.end()
 		return nil, errNextSession
 	}
 	if err != nil {

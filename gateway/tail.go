@@ -38,7 +38,7 @@ func (w *worker) checkTail(ctx context.Context, d *destination, rec *record, sam
 			return err
 		}
 		base, known = rec.LastSeq, true
-		before = position{chain: p.chain, sequence: p.cursor.previous}
+		before = position{chain: p.chain, own: &link{}, previous: p.cursor.previous}
 	}
 	at := base
 	return w.eachSealed(ctx, d, base+1, func(it *item) error {
@@ -58,8 +58,8 @@ func (w *worker) checkTail(ctx context.Context, d *destination, rec *record, sam
 			if pos.previous != 0 {
 				return broken(seq, "is of another chain")
 			}
-		case adjacent && pos.previous != before.sequence, pos.previous < before.sequence:
-			return broken(seq, "is source message %d and follows %d, not %d", pos.sequence, pos.previous, before.sequence)
+		case adjacent && pos.previous != before.cursor().previous, pos.previous < before.cursor().previous:
+			return broken(seq, "is source message %d and follows %d, not %d", pos.message().sequence, pos.previous, before.cursor().previous)
 		}
 		at, before, known = seq, pos, true
 		return nil
