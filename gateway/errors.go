@@ -120,6 +120,7 @@ var hints = []struct {
 	{ErrReserved, "give the route dead_letters or reserved_headers: drop, or remove the message from the source stream"},
 	{ErrEngine, "set engine: auto, or update the sealed stream's server and set allow_batched (fast) or allow_atomic (durable) on the stream"},
 	{ErrDestination, "change the sealed stream, or let the gateway create a new one (create)"},
+	{ErrHold, "change the hold stream or the scope rules as the error says; if held messages were removed, restore the stream, or purge it to give up what it still holds"},
 	{ErrSource, "change the source stream or the route"},
 	{ErrConnection, "restart the gateway; connections should be made to reconnect for ever"},
 	{keysvc.ErrNoScope, "add a scope rule for the subject at the key service, narrow the route's source subjects, or give the route dead_letters"},
@@ -129,7 +130,7 @@ var hints = []struct {
 
 var stopping = []error{
 	ErrConfig, ErrSource, ErrDestination, ErrEngine, ErrSourceChanged, ErrSourceGap, ErrPosition, ErrLayout, ErrNoStart, ErrTooLarge,
-	ErrHeaders, ErrReserved, ErrDeadLetters, ErrUndecryptable, ErrPark, ErrConnection, nats.ErrConnectionClosed, keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported,
+	ErrHold, ErrHeaders, ErrReserved, ErrDeadLetters, ErrUndecryptable, ErrPark, ErrConnection, nats.ErrConnectionClosed, keysvc.ErrNoScope, keysvc.ErrDestroyed, keysvc.ErrUnsupported,
 }
 
 // stops reports whether err ends the route rather than the attempt.

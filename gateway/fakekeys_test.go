@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,17 +19,18 @@ type fakeKeys struct {
 	rules    *keysvc.ScopeRules
 	scopes   map[string]scopeEntry
 	byID     map[envelope.KeyID]scopeEntry
-	err      error         // every Generate fails with it
-	scopeErr error         // one scope's element fails with it
-	badScope string        // the scope of scopeErr
-	routeErr error         // RouteKey fails with it
-	rename   string        // Generate answers with this scope
-	lease    time.Duration // 0: an hour
-	messages uint64        // budget; 0: unlimited
-	bytes    uint64        // likewise
-	calls    int           // of Generate
-	asked    int           // subjects in them
-	grants   int           // given out
+	err      error            // every Generate fails with it
+	scopeErr error            // one scope's element fails with it
+	badScope string           // the scope of scopeErr
+	refuse   map[string]error // by scope: elements of Generate and OpenKeys fail with it
+	routeErr error            // RouteKey fails with it
+	rename   string           // Generate answers with this scope
+	lease    time.Duration    // 0: an hour
+	messages uint64           // budget; 0: unlimited
+	bytes    uint64           // likewise
+	calls    int              // of Generate
+	asked    int              // subjects in them
+	grants   int              // given out
 }
 
 type scopeEntry struct {
@@ -38,7 +40,7 @@ type scopeEntry struct {
 
 func newFakeKeys(rules ...keysvc.ScopeRule) *fakeKeys {
 	if len(rules) == 0 {
-		rules = []keysvc.ScopeRule{{Match: "in.*.>", Scope: "tenant/{{wildcard(1)}}"}, {Match: "in.*", Scope: "tenant/{{wildcard(1)}}"}}
+		rules = []keysvc.ScopeRule{{Match: "in.*.>", Scope: "tenant/{{wildcard(1)}}"}, {Match: "in.*", Scope: "tenant/{{wildcard(1)}}"}, {Match: "keyweir.hold.*", Scope: "hold/{{wildcard(1)}}"}}
 	}
 	r, err := keysvc.NewScopeRules(rules)
 	if err != nil {
@@ -95,6 +97,9 @@ func (k *fakeKeys) Generate(_ context.Context, subjects []string) ([]keysvc.Seal
 		if err == nil && scope == k.badScope {
 			err = k.scopeErr
 		}
+		if err == nil {
+			err = k.refuse[scope]
+		}
 		if err != nil {
 			out[i] = keysvc.SealKey{Err: err}
 			continue
@@ -117,6 +122,37 @@ func (k *fakeKeys) Generate(_ context.Context, subjects []string) ([]keysvc.Seal
 		if k.bytes != 0 {
 			out[i].Bytes = k.bytes
 		}
+	}
+	return out, nil
+}
+
+// OpenKeys opens what was sealed under any of the keys, holding scopes only.
+func (k *fakeKeys) OpenKeys(_ context.Context, records []keysvc.Record) ([]keysvc.OpenedKey, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.err != nil {
+		return nil, k.err
+	}
+	out := make([]keysvc.OpenedKey, len(records))
+	for i, r := range records {
+		e, ok := k.byID[r.KeyID]
+		out[i].KeyID = r.KeyID
+		if !ok || !strings.HasPrefix(e.record.Core.Scope(), "hold/") {
+			out[i].Err = keysvc.ErrDenied
+			continue
+		}
+		if out[i].Err = k.refuse[e.record.Core.Scope()]; out[i].Err != nil {
+			continue
+		}
+		b, err := e.record.Append(nil)
+		if err != nil {
+			return nil, err
+		}
+		key, err := envelope.NewDataKey(envelope.ExposeDataKey(e.key))
+		if err != nil {
+			return nil, err
+		}
+		out[i].Record, out[i].Key, out[i].NotAfter = b, key, time.Now().Add(time.Hour)
 	}
 	return out, nil
 }

@@ -133,13 +133,17 @@ func checkRoutes(routes []Route) ([]Route, error) {
 		}
 		bad := names[r.Name]
 		names[r.Name] = true
-		for _, s := range r.sealedStreams() {
+		own := r.sealedStreams()
+		if r.Hold != nil {
+			own = append(own, r.Hold.Stream)
+		}
+		for _, s := range own {
 			open, taken := streams[r.Sealed.Conn][s]
 			bad = bad || taken && !(open && r.Ingest != nil)
 			streams[r.Sealed.Conn][s] = r.Ingest != nil
 		}
 		if bad {
-			return nil, &RouteError{r.Name, fmt.Errorf("%w: route name and sealed stream belong to one route only", ErrConfig)}
+			return nil, &RouteError{r.Name, fmt.Errorf("%w: route name, sealed stream and hold stream belong to one route only", ErrConfig)}
 		}
 		out = append(out, r)
 	}
@@ -195,6 +199,9 @@ func (g *Gateway) newWorker(keys Keys, r Route, of part) (*worker, error) {
 	w.metrics = newRouteMetrics(g.metrics, w.board.s.attributes()...)
 	if of.share != nil {
 		w.log = w.log.With("partition", of.number)
+	}
+	if _, ok := keys.(KeyOpener); r.Hold != nil && !ok {
+		return nil, &RouteError{r.Name, fmt.Errorf("%w: hold needs keys that are a KeyOpener", ErrConfig)}
 	}
 	var err error
 	if w.sourceJS, err = jetstream.New(r.Source.Conn); err != nil {

@@ -63,8 +63,8 @@ func QueueGroup(route string) string { return "keyweir-" + route }
 func (r *Route) ingestDefaults() error {
 	c := *r.Ingest
 	s := &r.Source
-	if s.Stream != "" || s.AfterSeal != 0 || s.Start != (Start{}) || s.OnSourceGap != GapStop || r.ResumeFrom != nil || r.Engine != EngineAuto || r.Window != 0 {
-		return errors.New("core ingest has no source stream: no stream, after_seal, start, on_source_gap, resume_from, engine or window")
+	if s.Stream != "" || s.AfterSeal != 0 || s.Start != (Start{}) || s.OnSourceGap != GapStop || r.ResumeFrom != nil || r.Engine != EngineAuto || r.Window != 0 || r.Hold != nil {
+		return errors.New("core ingest has no source stream: no stream, after_seal, start, on_source_gap, resume_from, engine, window or hold")
 	}
 	for _, p := range s.Subjects {
 		if first, _, _ := strings.Cut(p, "."); first == "*" || first == ">" || first[0] == '$' || first[0] == '_' {

@@ -71,6 +71,8 @@ type keyring struct {
 	subjects map[string]*subjectKey
 	scopes   *simplelru.LRU[string, *scopeKey]
 
+	refused map[string]error // by scope: what the service said to prepare's last question
+
 	results    chan refreshed // capacity 1: one refresh at a time
 	refreshing bool
 	retryAt    time.Time // after a refresh that failed
@@ -159,6 +161,7 @@ func (k *keyring) prepare(ctx context.Context, items []item) (int, error) {
 		return len(items), nil
 	}
 	k.collect()
+	k.refused = nil
 	now := time.Now()
 	if now.Sub(k.rulesAt) > rulesTTL && !k.refreshing && now.After(k.retryAt) {
 		k.refresh(ctx, nil, true)
@@ -275,6 +278,10 @@ func (k *keyring) fetch(ctx context.Context, asked map[string]string) map[string
 		err := r.err
 		if key != nil && key.Err != nil {
 			err = key.Err
+			if k.refused == nil {
+				k.refused = make(map[string]error)
+			}
+			k.refused[scope] = err
 		}
 		switch {
 		case key == nil && err == nil:
@@ -283,13 +290,7 @@ func (k *keyring) fetch(ctx context.Context, asked map[string]string) map[string
 			moved = true
 			err = fmt.Errorf("the service puts %s into scope %s, its rules say %s", subject, key.Scope, scope)
 		case key != nil && err == nil:
-			entry, _ := k.scopes.Get(scope)
-			if entry == nil {
-				entry = &scopeKey{scope: scope}
-				k.scopes.Add(scope, entry)
-			}
-			entry.subject = subject
-			err = entry.begin(k.config, key)
+			err = k.install(scope, subject, key)
 		}
 		if err != nil {
 			failed[scope] = fmt.Errorf("%w: scope %s: %w", ErrKeys, scope, err)
@@ -302,6 +303,17 @@ func (k *keyring) fetch(ctx context.Context, asked map[string]string) map[string
 		}
 	}
 	return failed
+}
+
+// install begins the session of a grant.
+func (k *keyring) install(scope, subject string, key *keysvc.SealKey) error {
+	entry, _ := k.scopes.Get(scope)
+	if entry == nil {
+		entry = &scopeKey{scope: scope}
+		k.scopes.Add(scope, entry)
+	}
+	entry.subject = subject
+	return entry.begin(k.config, key)
 }
 
 // refresh does the same for scopes whose session still seals, beside the worker.

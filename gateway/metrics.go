@@ -65,6 +65,14 @@ func (g *Gateway) observe(m metric.Meter) error {
 	if err != nil {
 		return fmt.Errorf("creating gauge: %w", err)
 	}
+	scopesHeld, err := m.Int64ObservableGauge("keyweir.gateway.held.scopes", metric.WithUnit("{scope}"), metric.WithDescription("Scopes without a key whose messages are held."))
+	if err != nil {
+		return fmt.Errorf("creating gauge: %w", err)
+	}
+	held, err := m.Int64ObservableGauge("keyweir.gateway.held.messages", metric.WithUnit("{message}"), metric.WithDescription("Messages that wait in the hold stream."))
+	if err != nil {
+		return fmt.Errorf("creating gauge: %w", err)
+	}
 	state, err := m.Int64ObservableGauge("keyweir.gateway.state", metric.WithUnit("{state}"), metric.WithDescription("1 for the state the route is in."))
 	if err != nil {
 		return fmt.Errorf("creating gauge: %w", err)
@@ -74,10 +82,12 @@ func (g *Gateway) observe(m metric.Meter) error {
 			route := metric.WithAttributes(s.attributes()...)
 			o.ObserveInt64(lag, int64(s.Lag), route)
 			o.ObserveInt64(backlog, int64(s.Backlog), route)
+			o.ObserveInt64(scopesHeld, int64(s.ScopesHeld), route)
+			o.ObserveInt64(held, int64(s.MessagesHeld), route)
 			o.ObserveInt64(state, 1, metric.WithAttributes(append(s.attributes(), attribute.String("state", s.State.String()))...))
 		}
 		return nil
-	}, lag, backlog, state)
+	}, lag, backlog, scopesHeld, held, state)
 	if err != nil {
 		return fmt.Errorf("registering gauges: %w", err)
 	}

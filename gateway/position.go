@@ -71,7 +71,7 @@ func (p *position) message() link {
 
 // before reports whether l is of an older source stream than o, or of the same
 // one and stood before o.
-func (l *link) before(o *link) bool {
+func (l link) before(o *link) bool {
 	return l.created < o.created || l.created == o.created && l.sequence < o.sequence
 }
 

@@ -39,8 +39,11 @@ type record struct {
 	Gap           uint64 `json:"gap"`       // lost messages that no envelope has stated yet
 	// Resumed: an operator chose this position over what the message at LastSeq
 	// says, see Route.ResumeFrom. Cleared by the next sealed message.
-	Resumed bool   `json:"resumed"`
-	MAC     string `json:"mac"`
+	Resumed bool `json:"resumed"`
+	// Hold is the stream that the route holds messages in, "" for none: without it,
+	// they would be overtaken.
+	Hold string `json:"hold,omitempty"`
+	MAC  string `json:"mac"`
 }
 
 const recordVersion = 1
@@ -63,6 +66,9 @@ func (r *record) mac(key keysvc.RouteKey) []byte {
 		b = append(b, 1)
 	} else {
 		b = append(b, 0)
+	}
+	if r.Hold != "" {
+		b = appendString(b, r.Hold)
 	}
 	m := hmac.New(sha256.New, raw)
 	m.Write(b)

@@ -221,9 +221,13 @@ func (w *worker) before(ctx context.Context, t time.Time) (uint64, error) {
 
 // recordOf is the record of the worker's place as acknowledged.
 func (w *worker) recordOf(p *place) record {
-	return record{
+	r := record{
 		Route: w.home.route, Partition: w.home.partition, Partitions: w.part.count(), Source: w.home.source, SourceCreated: p.created,
 		Sealed: w.home.sealed, SealedCreated: w.home.sealedCreated, LastSeq: p.lastSeq, Chain: p.chain.String(),
 		Position: p.cursor.scanned, Previous: p.cursor.previous, Timestamp: p.cursor.timestamp, Since: p.cursor.since, Gap: p.gap, Resumed: p.resumed,
 	}
+	if w.route.Hold != nil {
+		r.Hold = w.route.Hold.Stream
+	}
+	return r
 }

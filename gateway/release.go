@@ -160,6 +160,7 @@ type keeper struct {
 	store    *recordStore
 	releaser *releaser
 	seen     acked
+	recorded uint64 // source sequence that the position record has
 }
 
 // run ticks until stop is closed, and once more.
@@ -186,6 +187,10 @@ func (k *keeper) run(ctx context.Context, stop <-chan struct{}) {
 			written = now
 		}
 		done := k.t.releasable(a)
+		if h := k.t.holds; h != nil {
+			done = max(done, k.recorded) // see holds
+			k.note(ctx, "removing released messages", h.remove(ctx, a.sealed, k.releaser.lag))
+		}
 		k.releaser.sealed(now, done)
 		k.note(ctx, "releasing source messages", k.releaser.release(ctx))
 		released := k.releaser.released
@@ -214,6 +219,10 @@ func (k *keeper) count(a acked) {
 func (k *keeper) write(ctx context.Context) error {
 	p := k.t.reached()
 	err := k.store.save(ctx, k.t.w.recordOf(&p))
+	if err == nil {
+		k.recorded = p.cursor.scanned
+		k.t.w.board.update(func(s *RouteStats) { s.Position = max(s.Position, k.recorded) })
+	}
 	if !errors.Is(err, errRecordMoved) {
 		return err
 	}

@@ -42,6 +42,13 @@ type Route struct {
 	// DeadLetters is where messages go that cannot be sealed as they are. Nil: the
 	// first of them stops the route.
 	DeadLetters *DeadLetters
+	// Hold is for scopes that have no key for a while: denied, suspended, or their
+	// authority is away past the stale limit. With it, their messages, and all later
+	// ones of theirs, wait sealed in a hold stream, the other scopes go on, and when
+	// the key is back they are released in order before new ones. Nil: the whole
+	// route waits. Either way it waits while no key service answers. Needs the
+	// engine durable, which EngineAuto then is.
+	Hold *Hold
 	// Engine is how the sealed stream is written. Zero: EngineAuto.
 	Engine Engine
 	// Window is how many messages may await their acknowledgement: 1 to 16384;
@@ -380,6 +387,9 @@ func (r Route) withDefaults() (Route, error) {
 			return fail("dead letters: %v", err)
 		}
 		r.DeadLetters = own
+	}
+	if r.Hold, err = r.Hold.withDefaults(&r); err != nil {
+		return fail("%v", err)
 	}
 	if r.Engine < EngineAuto || r.Engine > EngineAsync {
 		return fail("engine %v", r.Engine)

@@ -20,12 +20,12 @@ type outgoing struct {
 	subject   string
 	data      []byte
 	clear     nats.Header // headers in clear besides the engine's own; nil if none
-	source    uint64 // sequence; with own set, up to which the source is sealed or held
-	previous  uint64 // source sequence of the message before it on the route's chain
-	timestamp int64  // of the source message; with own set, of the one at previous
-	own       *link  // of a message that was held back, see position
-	payload   int  // bytes of the application's payload
-	last      bool // nothing is known to wait behind it: an engine need not wait for more
+	source    uint64      // sequence; with own set, up to which the source is sealed or held
+	previous  uint64      // source sequence of the message before it on the route's chain
+	timestamp int64       // of the source message; with own set, of the one at previous
+	own       *link       // of a message that was held back, see position
+	payload   int         // bytes of the application's payload
+	last      bool        // nothing is known to wait behind it: an engine need not wait for more
 }
 
 // after is the last source message on the route's chain when m is stored.

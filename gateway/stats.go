@@ -70,6 +70,8 @@ type RouteStats struct {
 	Lost uint64
 	// DeadLetters counts messages that this instance parked since it started.
 	DeadLetters uint64
+	// ScopesHeld and MessagesHeld are what waits in the hold stream, see [Hold].
+	ScopesHeld, MessagesHeld uint64
 	// LastError is the last error and LastErrorAt when; nil if there was none. A
 	// route that recovered keeps it.
 	LastError   error

@@ -41,6 +41,8 @@ type tenure struct {
 	parking   *parking  // nil: what cannot be sealed stops the route
 	releaser  *releaser
 	pending   uint64
+	holds     *holds // nil: the route waits for keys
+	held      uint64 // last source sequence of a batch that was sealed or held
 	barren    *pause // between openings of the source that bring no message; nil after one did
 
 	mu    sync.Mutex // guards what follows
@@ -78,7 +80,18 @@ func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jet
 	if m := int(d.config.MaxMsgSize); m > 0 {
 		maxSize = min(maxSize, m)
 	}
-	t.turn = w.newTransform(t.place.chain, maxSize, engineHeaderSize(d.config.Name))
+	fixed := engineHeaderSize(d.config.Name)
+	if t.holds != nil {
+		fixed += maxOwnHeader // a message may have to be held, and released with a longer header
+	}
+	t.turn = w.newTransform(t.place.chain, maxSize, fixed)
+	if t.holds != nil {
+		t.holds.released = t.turn.(*sealer) // Route.withDefaults: a route that opens does not hold
+		defer t.holds.stop(after)
+		if err := t.holds.start(t.place.chain, t.place.created, int(w.route.Sealed.Conn.MaxPayload())); err != nil {
+			return err
+		}
+	}
 	cfg := engineConfig{
 		nc: w.route.Sealed.Conn, stream: d.config.Name, signer: newSigner(w.routeKey, &w.home, t.place.chain, t.place.created),
 		lastSeq: t.place.lastSeq, window: w.route.Window, ackTimeout: w.tune.ackTimeout, plain: w.route.unseal != nil,
@@ -141,6 +154,17 @@ func (t *tenure) pump(ctx context.Context) error {
 	items := make([]item, 0, batchSize)
 	for {
 		var err error
+		if t.holds != nil {
+			if err := t.tend(ctx); err != nil {
+				return err
+			}
+			if t.holds.releasing() && !t.reader.more() {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				continue
+			}
+		}
 		items, err = t.reader.next(ctx, items[:0], batchSize)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -238,7 +262,7 @@ func (t *tenure) idle() {
 }
 
 // relay seals and publishes one batch, in order, waiting for keys if it must.
-func (t *tenure) relay(ctx context.Context, items []item) error {
+func (t *tenure) relay(ctx context.Context, items []item) (err error) {
 	w := t.w
 	if t.reader.queue {
 		items = t.enqueue(items)
@@ -250,10 +274,31 @@ func (t *tenure) relay(ctx context.Context, items []item) error {
 	if err != nil {
 		return err
 	}
+	if t.holds != nil {
+		end := items[len(items)-1].seq
+		if items, err = t.divert(ctx, items, gaps); err != nil {
+			return err
+		}
+		defer func() {
+			if err == nil {
+				t.covered(end)
+			}
+		}()
+	}
 	p, slow := newPause(w.tune.key, w.tune.keyMax), newPause(w.tune.keySlow, w.tune.keySlowM)
 	paused := false
 	for len(items) > 0 {
 		ready, kerr := t.turn.prepare(ctx, items)
+		if kerr != nil && t.holds != nil {
+			if found, err := t.begin(ctx, items); err != nil {
+				return err
+			} else if found {
+				if items, err = t.divert(ctx, items, gaps); err != nil {
+					return err
+				}
+				continue
+			}
+		}
 		if ready > 0 && paused {
 			paused = false
 			w.log.Info("going on")
@@ -326,7 +371,7 @@ func (t *tenure) enqueue(items []item) []item {
 // sealed is the source sequence up to which whatever is delivered was sealed
 // before. It is not cursor.scanned: a message that should not have come is sealed
 // rather than dropped.
-func (t *tenure) sealed() uint64 { return max(t.reader.from, t.cursor.previous) }
+func (t *tenure) sealed() uint64 { return max(t.reader.from, t.cursor.previous, t.held) }
 
 // seal seals and publishes items whose keys are there. It returns how many were
 // published.
@@ -375,7 +420,7 @@ func (t *tenure) reached() place {
 	a := t.engine.acked()
 	if a.source > 0 {
 		p.lastSeq, p.gap, p.resumed = a.sealed, 0, false
-		p.cursor = cursor{scanned: a.source, previous: a.source, timestamp: a.timestamp}
+		p.cursor = cursor{scanned: a.source, previous: a.previous, timestamp: a.timestamp}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -236,7 +236,14 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if d, err = openDestination(ctx, w.sealedJS, &w.route, w.prefix); err != nil {
 		return err
 	}
-	kind, why, err := chooseEngine(w.route.Engine, &d.config, w.route.Sealed.SyncInterval, w.route.Sealed.Conn.ConnectedServerVersion())
+	if err := w.checkUnheld(ctx, rec); err != nil {
+		return err
+	}
+	want := w.route.Engine
+	if w.route.Hold != nil {
+		want = EngineDurable // see holds
+	}
+	kind, why, err := chooseEngine(want, &d.config, w.route.Sealed.SyncInterval, w.route.Sealed.Conn.ConnectedServerVersion())
 	if err != nil {
 		return err
 	}
@@ -258,6 +265,13 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if err != nil {
 		return err
 	}
+	var h *holds
+	if w.route.Hold != nil {
+		if h, err = w.openHolds(ctx, d, p); err != nil {
+			return err
+		}
+		why = "the route holds messages"
+	}
 	// What was decided here must be the same for everybody from now on.
 	if err := store.save(ctx, w.recordOf(p)); err != nil {
 		return err
@@ -275,9 +289,13 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if warning != "" && w.openings == 0 {
 		w.log.Warn(warning)
 	}
+	if h != nil {
+		held, _ := releaseLag(&h.d.config, w.route.Sealed.SyncInterval)
+		lag = max(lag, held) // what is held is the only copy too
+	}
 	w.log.Info("relaying", "engine", kind.String(), "because", why, "chain", p.chain.String(), "after", p.cursor.scanned, "sealed_sequence", p.lastSeq)
 	w.board.update(func(s *RouteStats) { s.Engine, s.Position, s.SealedSequence = kind, p.cursor.scanned, p.lastSeq })
-	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry, parking: parking}
+	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry, parking: parking, holds: h}
 	return t.run(ctx, d, kind, info, store, lag)
 }
 

@@ -12,9 +12,10 @@ import (
 // forgotten counts as a duplicate when it comes after all, a chain that was
 // forgotten as a new one.
 const (
-	maxMissing = 64  // ranges per chain
-	maxTracks  = 16  // chains
-	maxOpen    = 256 // chains of an open stream
+	maxMissing  = 64  // ranges per chain
+	maxTracks   = 16  // chains
+	maxOpen     = 256 // chains of an open stream
+	maxReleased = 64  // chains of messages that were held back
 )
 
 // link is what one message says about its place.
@@ -135,10 +136,11 @@ func (s *ChainState) restore() (*track, error) {
 	return &track{chain: id, first: s.First, last: s.Last, missing: slices.Clone(s.Missing)}, nil
 }
 
-// chains is the order of a whole stream: chains that replace each other. The
-// current one is the last of tracks.
+// chains is the order of a whole stream: chains that replace each other, of which
+// the current one is the last of tracks, and release chains, which run beside them.
 type chains struct {
-	tracks []*track
+	tracks   []*track
+	released []*track // the one that began last is the last
 }
 
 func (c *chains) current() *track {
@@ -156,6 +158,9 @@ func (c *chains) find(id ChainID) int {
 // its own: a duplicate, or a splice that continues nothing. whole says that the
 // first message must be the first of its chain.
 func (c *chains) observe(l link, whole bool) (events []OrderEvent, taken bool) {
+	if first, ok := l.chain.ReleasedFrom(l.sequence, l.previous); ok {
+		return c.release(l, first, whole)
+	}
 	cur := c.current()
 	if cur == nil {
 		t := c.begin(l)
@@ -227,6 +232,38 @@ func (c *chains) observeOpen(l link, unlinked bool) (events []OrderEvent, taken 
 	return []OrderEvent{{Kind: kind, Before: before, Last: last, Count: count}}, kind == OrderGap || kind == OrderReorder
 }
 
+// release judges a message that was held back by the gateway: its release chain
+// runs beside the others and replaces none.
+func (c *chains) release(l link, first uint64, whole bool) (events []OrderEvent, taken bool) {
+	before := l.chain
+	cur := c.current()
+	if cur != nil {
+		before = cur.chain
+	}
+	i := slices.IndexFunc(c.released, func(t *track) bool { return t.chain == l.chain })
+	if i >= 0 {
+		t := c.released[i]
+		last := t.last
+		kind, count := t.place(l)
+		if kind == 0 {
+			return nil, true
+		}
+		return []OrderEvent{{Kind: kind, Before: before, Last: last, Count: count}}, kind == OrderGap || kind == OrderReorder
+	}
+	if len(c.released) == maxReleased {
+		c.released = slices.Delete(c.released, 0, 1)
+	}
+	t := &track{chain: l.chain, first: l.sequence, last: l.sequence}
+	c.released = append(c.released, t)
+	// Its beginning may be from before what was observed, unless its first message
+	// was published later than that.
+	if l.previous != 0 && (whole || cur != nil && l.chain.Beside(cur.chain) && first > cur.first) {
+		t.lack(MissingRange{Until: l.previous, Next: l.sequence})
+		events = append(events, OrderEvent{Kind: OrderGap, Before: before, Count: l.previous - first + 1})
+	}
+	return events, true
+}
+
 // begin makes the message the first of its chain that was read, and the chain the
 // current one.
 func (c *chains) begin(l link) *track {
@@ -238,23 +275,31 @@ func (c *chains) begin(l link) *track {
 	return t
 }
 
-func (c *chains) restore(states []ChainState, open bool) error {
+func (c *chains) restore(states, released []ChainState, open bool) (err error) {
 	limit := maxTracks
 	if open {
 		limit = maxOpen
 	}
+	if c.tracks, err = restoreTracks(states, limit); err != nil {
+		return err
+	}
+	c.released, err = restoreTracks(released, maxReleased)
+	return err
+}
+
+func restoreTracks(states []ChainState, limit int) (tracks []*track, err error) {
 	if len(states) > limit {
-		return fmt.Errorf("%d chains, at most %d", len(states), limit)
+		return nil, fmt.Errorf("%d chains, at most %d", len(states), limit)
 	}
 	for i := range states {
 		t, err := states[i].restore()
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if c.find(t.chain) >= 0 {
-			return errors.New("a chain stands there twice")
+		if slices.ContainsFunc(tracks, func(o *track) bool { return o.chain == t.chain }) {
+			return nil, errors.New("a chain stands there twice")
 		}
-		c.tracks = append(c.tracks, t)
+		tracks = append(tracks, t)
 	}
-	return nil
+	return tracks, nil
 }

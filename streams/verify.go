@@ -74,6 +74,9 @@ type VerifierState struct {
 	// Chains are the current chain, which is the last, and up to 15 before it; of an
 	// open stream up to 255, the one observed last at the end.
 	Chains []ChainState `json:"chains"`
+	// Released are the last 64 chains of messages that the gateway held back, see
+	// [Verifier].
+	Released []ChainState `json:"released,omitempty"`
 }
 
 const stateVersion = 1
@@ -91,6 +94,11 @@ const stateVersion = 1
 //			if e.Kind.Alarm() { ... }
 //		}
 //	}
+//
+// Messages that the gateway held back while their scope had no key come later than
+// others of their time, in a chain of their own for each row of them, which runs
+// beside the chain of the others. That is no event, and each of those chains is
+// followed like any other.
 //
 // It finds every message that is missing, repeated, moved or taken from another
 // chain between the first message it observed and the last, with these limits:
@@ -247,6 +255,9 @@ func (v *Verifier) State() VerifierState {
 	for i, t := range v.chains.tracks {
 		s.Chains[i] = t.state()
 	}
+	for _, t := range v.chains.released {
+		s.Released = append(s.Released, t.state())
+	}
 	return s
 }
 
@@ -270,10 +281,10 @@ func (v *Verifier) restore(s *VerifierState) error {
 		return fmt.Errorf("open %v, not %v", s.Open, v.open)
 	case v.link == LinkChain && s.Subject != "", v.link == LinkSubject && s.Observed > 0 && s.Subject == "":
 		return fmt.Errorf("subject %.64q under link %v", s.Subject, v.link)
-	case (len(s.Chains) == 0) != (s.Observed == 0):
+	case (len(s.Chains)+len(s.Released) == 0) != (s.Observed == 0):
 		return fmt.Errorf("%d messages on %d chains", s.Observed, len(s.Chains))
 	}
-	if err := v.chains.restore(s.Chains, v.open); err != nil {
+	if err := v.chains.restore(s.Chains, s.Released, v.open); err != nil {
 		return err
 	}
 	v.subject, v.stream, v.observed = s.Subject, s.Stream, s.Observed

@@ -8,27 +8,34 @@ import "encoding/binary"
 // others:
 //
 //	8   the first bytes of the chain it runs beside
-//	8   sequence of its first message, below 2^56
+//	2   "rl"
+//	6   sequence of its first message, below 2^48
 //
 // Sequences and links are those of any chain, source sequences and the one before.
 // Since the first sequence stands in the ID, every message proves by itself that it
 // may stand between messages of other chains, and the first one that it is the first.
 
+const (
+	releaseMark = 'r'<<8 | 'l'
+	releaseBits = 48
+)
+
 // ReleaseChain returns the chain of the messages held back beside main, of which
-// the first is first.
+// the first is first, a sequence below 2^48.
 func ReleaseChain(main ChainID, first uint64) ChainID {
 	c := main
-	binary.BigEndian.PutUint64(c[8:], first)
+	binary.BigEndian.PutUint64(c[8:], releaseMark<<releaseBits|first&(1<<releaseBits-1))
 	return c
 }
 
 // ReleasedFrom returns the first sequence of a release chain, of which a message
 // with this sequence and previous is a part; ok is false for a message of any
-// other chain. Random chain IDs pass for release chains once in 2^8 times 2^56
-// divided by the sequence.
+// other chain. The random ID of another chain passes with a probability of its
+// sequence divided by 2^64.
 func (c ChainID) ReleasedFrom(sequence, previous uint64) (first uint64, ok bool) {
-	first = binary.BigEndian.Uint64(c[8:])
-	if first == 0 || first >= 1<<56 || previous >= sequence {
+	n := binary.BigEndian.Uint64(c[8:])
+	first = n & (1<<releaseBits - 1)
+	if n>>releaseBits != releaseMark || first == 0 || previous >= sequence {
 		return 0, false
 	}
 	if previous == 0 {

@@ -9,12 +9,15 @@ type chains struct {
 	list        []*Chain
 	byID        map[envelope.ChainID]*Chain
 	current     *Chain
+	currentID   envelope.ChainID
 	gone        uint64 // sealed messages up to here left the stream while it was read
 	more        uint64
 }
 
 // add takes in the message stored at seq.
 func (c *chains) add(r *Report, seq uint64, p *position) {
+	// Messages that were held back form chains that run beside the others.
+	first, held := p.chain.ReleasedFrom(p.sequence, p.previous)
 	t := c.byID[p.chain]
 	if t == nil {
 		if len(c.list) >= c.limit {
@@ -24,22 +27,30 @@ func (c *chains) add(r *Report, seq uint64, p *position) {
 		}
 		t = &Chain{
 			ID: p.chain.String(), Messages: 1, First: seq, Last: seq, FirstSource: p.sequence, LastSource: p.sequence,
-			FromStart: p.previous == 0, created: p.created,
+			FromStart: p.previous == 0, Released: held, created: p.created,
 		}
 		c.list = append(c.list, t)
 		c.byID[p.chain] = t
+		if held {
+			// Its beginning may have left the stream, unless its first message is
+			// younger than what is there.
+			if p.previous != 0 && !c.interleaved && c.current != nil && first > c.current.FirstSource && p.chain.Beside(c.currentID) {
+				r.find(Link, seq, "chain %v of messages held back begins with source message %d, which follows %d", p.chain, p.sequence, p.previous)
+			}
+			return
+		}
 		if p.previous != 0 && !c.interleaved && c.current != nil && c.current.Last >= c.gone {
 			r.find(Link, seq, "chain %v begins with source message %d, which follows %d", p.chain, p.sequence, p.previous)
 		}
-		c.current = t
+		c.current, c.currentID = t, p.chain
 		return
 	}
 	t.Messages++
 	switch {
-	case t != c.current && !c.interleaved:
+	case t != c.current && !c.interleaved && !held:
 		r.find(Link, seq, "source message %d of chain %s comes after chain %s had begun", p.sequence, t.ID, c.current.ID)
 		if p.sequence > t.LastSource && p.previous >= t.LastSource {
-			c.current = t
+			c.current, c.currentID = t, p.chain
 		}
 	case p.sequence <= t.LastSource:
 		r.find(Link, seq, "source message %d comes after source message %d: moved or repeated", p.sequence, t.LastSource)

@@ -54,7 +54,7 @@ func newChecker(c *jetstream.StreamConfig, limits Limits) *checker {
 	open := r.Settings.Mode == modeOpen
 	return &checker{
 		r: r, open: open,
-		chains: &chains{limit: limits.Chains, interleaved: open, byID: make(map[envelope.ChainID]*Chain)},
+		chains: &chains{limit: limits.Chains, interleaved: open || r.Settings.Mode == modeHold, byID: make(map[envelope.ChainID]*Chain)},
 		keys:   newKeys(limits.Keys), nonces: newNonces(limits.Sessions, limits.Nonces), subjects: newSubjects(c.Subjects),
 	}
 }

@@ -21,6 +21,12 @@ const (
 // position is what the header Keyweir-Source says:
 //
 //	<chain>:<sequence>:<previous>:<source created>:<source timestamp>:<mac>
+//
+// On a message that the gateway had held back, five more fields say where the route
+// stood when it was released, as far as it concerns the gateway only:
+//
+//	<chain>:<sequence>:<previous>:<source created>:<source timestamp>:
+//	<route's chain>:<position>:<previous>:<source created>:<source timestamp>:<mac>
 type position struct {
 	chain              envelope.ChainID
 	sequence, previous uint64
@@ -28,8 +34,9 @@ type position struct {
 }
 
 const (
-	positionFields = 6
-	maxPosition    = 32 + 4*(1+20) + 1 + 43
+	linkFields  = 5
+	maxLink     = 32 + 4*(1+20) + 1
+	maxPosition = 2*maxLink + 43
 )
 
 var b64 = base64.RawURLEncoding.Strict()
@@ -60,19 +67,34 @@ func readHeaders(h nats.Header) (position, error) {
 // check the MAC.
 func parsePosition(value string) (position, error) {
 	f := strings.Split(value, ":")
-	if len(value) > maxPosition || len(f) != positionFields {
+	n := len(f) - 1
+	if len(value) > maxPosition || n != linkFields && n != 2*linkFields {
 		return position{}, errMalformedSource
 	}
+	mac, err := b64.DecodeString(f[n])
+	p, ok := parseLink(f)
+	if err != nil || len(mac) != sha256.Size || !ok || p.previous >= p.sequence {
+		return position{}, errMalformedSource
+	}
+	if n == 2*linkFields {
+		if route, ok := parseLink(f[linkFields:]); !ok || route.previous > route.sequence {
+			return position{}, errMalformedSource
+		}
+	}
+	return p, nil
+}
+
+// parseLink reads <chain>:<sequence>:<previous>:<created>:<timestamp>.
+func parseLink(f []string) (position, bool) {
 	chain, err0 := envelope.ParseChainID(f[0])
 	seq, err1 := strconv.ParseUint(f[1], 10, 64)
 	previous, err2 := strconv.ParseUint(f[2], 10, 64)
 	created, err3 := strconv.ParseInt(f[3], 10, 64)
 	timestamp, err4 := strconv.ParseInt(f[4], 10, 64)
-	mac, err5 := b64.DecodeString(f[5])
-	if errors.Join(err0, err1, err2, err3, err4, err5) != nil || previous >= seq || len(mac) != sha256.Size ||
+	if errors.Join(err0, err1, err2, err3, err4) != nil ||
 		strconv.FormatUint(seq, 10) != f[1] || strconv.FormatUint(previous, 10) != f[2] ||
 		strconv.FormatInt(created, 10) != f[3] || strconv.FormatInt(timestamp, 10) != f[4] {
-		return position{}, errMalformedSource
+		return position{}, false
 	}
-	return position{chain, seq, previous, created}, nil
+	return position{chain, seq, previous, created}, true
 }

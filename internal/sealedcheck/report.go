@@ -61,6 +61,9 @@ type Chain struct {
 	LastSource  uint64 `json:"last_source"`
 	// FromStart is true if the first message that was read is the chain's first.
 	FromStart bool `json:"from_start"`
+	// Released is true for messages that the gateway had held back: a chain that
+	// runs beside the others.
+	Released bool `json:"released,omitempty"`
 
 	created int64
 }

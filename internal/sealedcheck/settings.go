@@ -13,6 +13,7 @@ const (
 
 	modeRelayed = "relayed"
 	modeOpen    = "open"
+	modeHold    = "hold" // of a gateway: read by nobody else
 )
 
 // refusals are the settings under which a gateway does not write to a stream. One
@@ -59,7 +60,7 @@ func checkSettings(r *Report, c *jetstream.StreamConfig) {
 		}
 	}
 	switch mode := r.Settings.Mode; {
-	case mode == modeRelayed, mode == modeOpen:
+	case mode == modeRelayed, mode == modeOpen, mode == modeHold:
 	case mode == "" && c.Mirror != nil:
 	default:
 		r.find(Setting, 0, "the metadata %s is %q, want %s or %s: no gateway made this stream", metadataMode, mode, modeRelayed, modeOpen)
