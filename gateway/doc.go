@@ -58,6 +58,9 @@
 // Everything else, missing keys among it, is waited for: nothing is skipped, and
 // nothing is ever passed on unsealed.
 //
+// A route with a [Hold] does not wait for the key of a single scope: it puts the
+// scope's messages aside, sealed, and releases them in order when the key is back.
+//
 // # Limits of the promise
 //
 // JetStream must keep what it acknowledged: across a power failure it does so only
@@ -72,7 +75,8 @@
 // STREAM.MSG.GET and STREAM.CREATE of the stream and of KV_KEYWEIR_claims and
 // KV_KEYWEIR_positions, CONSUMER.CREATE, CONSUMER.MSG.NEXT and CONSUMER.DELETE of
 // the stream (after a crash its last messages are checked), and publishing to the sealed subjects, which nobody else
-// should be allowed, and to $KV.KEYWEIR_claims.> and $KV.KEYWEIR_positions.>.
+// should be allowed, and to $KV.KEYWEIR_claims.> and $KV.KEYWEIR_positions.>. A route
+// with a Hold needs the same for its hold stream, and STREAM.PURGE of it.
 //
 // Core ingest needs STREAM.NAMES, the queue group [QueueGroup] on its subjects and
 // allow_responses on the source, and STREAM.INFO, STREAM.CREATE and publishing to

@@ -193,6 +193,7 @@ func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 	if out.Sealed.Conn, err = conns.get(r.Sealed.NATS); err != nil {
 		return out, err
 	}
+	out.Hold = toHold(r)
 	if r.Record != "" {
 		if out.Record, err = envelope.ParseRecordMode(string(r.Record)); err != nil {
 			return out, err
@@ -320,4 +321,23 @@ func (c *connections) closeBut(other *connections) {
 		}
 		nc.Close()
 	}
+}
+
+// toHold is nil for a route that waits for its keys.
+func toHold(r config.Route) *gateway.Hold {
+	if r.OnScopeUnavailable != config.HoldScopes {
+		return nil
+	}
+	h := r.Hold
+	if h == nil {
+		return &gateway.Hold{}
+	}
+	out := &gateway.Hold{Stream: h.Stream, Scope: h.Scope}
+	if c := h.Create; c != nil {
+		out.Create = &gateway.CreateSealed{Replicas: c.Replicas}
+		if c.Storage == "memory" {
+			out.Create.Storage = gateway.MemoryStorage
+		}
+	}
+	return out
 }

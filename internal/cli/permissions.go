@@ -76,6 +76,10 @@ func permissions(f *config.File) []permission {
 		for _, r := range g.Routes {
 			user("gateway", r.Source.NATS, why).source(r)
 			user("gateway", r.Sealed.NATS, why).sealed(r)
+			if r.OnScopeUnavailable == config.HoldScopes {
+				keys.publish(keysvc.Subject(f.Service, keysvc.OpOpen)) // of the holding scope
+				user("gateway", r.Sealed.NATS, why).hold(r)
+			}
 		}
 	}
 	if un := f.Unseal; un != nil {
@@ -107,7 +111,8 @@ func permissions(f *config.File) []permission {
 
 func mayOpen(k *config.Keysvc, principal string) bool {
 	return slices.ContainsFunc(k.Grants, func(g config.Grant) bool {
-		return g.To == principal && slices.Contains(g.May, keysvc.OpOpen)
+		held := !slices.ContainsFunc(g.Scopes, func(s string) bool { return !strings.HasPrefix(s, "hold/") })
+		return g.To == principal && slices.Contains(g.May, keysvc.OpOpen) && !held // of a gateway
 	})
 }
 
@@ -207,6 +212,22 @@ func unsealer(f *config.File, u *config.Unseal, user func(nats string) *permissi
 			p.publish(k.Subject + ".>")
 		}
 	}
+}
+
+// hold allows to keep and release the messages of scopes without a key.
+func (p *permission) hold(r config.Route) {
+	h := config.Hold{}
+	if r.Hold != nil {
+		h = *r.Hold
+	}
+	stream := cmp.Or(h.Stream, r.Sealed.Stream+"_HOLD")
+	p.stream(stream, "STREAM.INFO", "STREAM.MSG.GET", "STREAM.PURGE")
+	if h.Create != nil {
+		p.stream(stream, "STREAM.CREATE")
+	}
+	p.consumers(stream)
+	p.consumers(r.Sealed.Stream)
+	p.publish(gateway.HoldSubject(r.Name) + ".>")
 }
 
 // reader allows what package streams does; acknowledging needs $JS.ACK of the

@@ -274,6 +274,7 @@ func (c *checker) route(path string, r Route) {
 	if d := r.DeadLetters; d != nil {
 		c.deadLetters(path+".dead_letters", r, d)
 	}
+	c.hold(path, r)
 	if r.PadTo > 4096 {
 		c.fail(path+".pad_to", "at most 4KiB")
 	}

@@ -63,10 +63,14 @@ type Route struct {
 	// Sealed is where envelopes are stored.
 	Sealed Sealed `yaml:"sealed"`
 	// OnScopeUnavailable says what happens when no data key can be had for a
-	// scope: denied, suspended, or the key service is away past its stale limit.
-	// "stop" stops the route until it is started again; a key service that does
-	// not answer at all is waited for. Default: stop.
+	// scope: denied, suspended, or its authority is away past the stale limit.
+	// "stop" makes the whole route wait until the key is there; "hold" lets the others go on, and keeps
+	// the scope's messages, sealed and in order, in the stream that hold names,
+	// until the key is back. A key service that does not answer at all is waited
+	// for. Default: stop.
 	OnScopeUnavailable OnUnavailable `yaml:"on_scope_unavailable"`
+	// Hold says where messages are held. Default: see its keys.
+	Hold *Hold `yaml:"hold"`
 	// Record says where the key record travels: "auto" in the first message of
 	// a session and every 1,024th, "inline" in each, "reference" in none.
 	// Default: auto.
@@ -137,6 +141,29 @@ type Refused string
 
 // Values lists what the file may say.
 func (Refused) Values() []string { return []string{"wait", "park"} }
+
+// Hold says where messages wait whose scope has no key. The key service needs a
+// scope rule for the subject keyweir.hold.<route>, which gives the scope that held
+// messages are sealed under, and the gateway the permissions generate and open on
+// it. It needs the engine durable (server 2.12), and no partitions.
+type Hold struct {
+	// Stream is the hold stream, on the connection of the sealed one; nobody else
+	// reads or writes it. Default: the sealed stream's name and _HOLD.
+	Stream string `yaml:"stream"`
+	// Scope is what the scope rules must say. Default: hold/<route>.
+	Scope string `yaml:"scope"`
+	// Create makes the stream if it is missing. Default: it must exist.
+	Create *HoldCreate `yaml:"create"`
+}
+
+// HoldCreate says how a missing hold stream is made. It has no limits, which would
+// lose what is held.
+type HoldCreate struct {
+	// Replicas is 1, 3 or 5. Default: as many as the sealed stream has.
+	Replicas int `yaml:"replicas"`
+	// Storage is "file" or "memory". Default: file.
+	Storage Storage `yaml:"storage"`
+}
 
 // EngineName names a way to publish.
 type EngineName string

@@ -225,6 +225,9 @@ type (
 	GrantOp string
 )
 
+// HoldScopes as an OnUnavailable: the others go on.
+const HoldScopes OnUnavailable = "hold"
+
 // The values of AfterSeal.
 const (
 	AfterSealPurge AfterSeal = "purge"
@@ -244,7 +247,7 @@ func (AfterSeal) Values() []string { return []string{"purge", "keep"} }
 func (OnGap) Values() []string { return []string{"stop", "continue"} }
 
 // Values lists what the file may say.
-func (OnUnavailable) Values() []string { return []string{"stop"} }
+func (OnUnavailable) Values() []string { return []string{"stop", "hold"} }
 
 // Values lists what the file may say.
 func (RecordMode) Values() []string { return []string{"auto", "inline", "reference"} }
