@@ -451,10 +451,12 @@ func TestPoisonOverBudget(t *testing.T) {
 
 // Poison among much else, with crashes: everything ends up once, in the one place
 // or the other.
-func TestPoisonCrashes(t *testing.T) { eachEngineInFull(t, testPoisonCrashes) }
+func TestPoisonCrashes(t *testing.T) {
+	t.Parallel()
+	eachEngineInFull(t, testPoisonCrashes)
+}
 
 func testPoisonCrashes(t *testing.T, e gateway.Engine) {
-	t.Parallel()
 	f := newPoisonFixture(t, jetstream.StreamConfig{Retention: jetstream.WorkQueuePolicy, Storage: jetstream.MemoryStorage})
 	f.route.Engine = e
 	f.tune.ClaimTTL = 300 * time.Millisecond

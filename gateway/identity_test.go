@@ -39,6 +39,7 @@ func (f *fixture) sealWhileRunning(n int) {
 
 // Somebody purges the source beyond the position.
 func TestSourcePurgedBeyondThePosition(t *testing.T) {
+	t.Parallel()
 	eachRetention(t, func(t *testing.T, cfg jetstream.StreamConfig) {
 		f := newFixture(t, cfg)
 		f.sealWhileRunning(10)
@@ -69,6 +70,7 @@ func TestSourcePurgedBeyondThePosition(t *testing.T) {
 
 // The source is deleted and made again, and grows beyond the position.
 func TestSourceRecreatedOfEachKind(t *testing.T) {
+	t.Parallel()
 	eachRetention(t, func(t *testing.T, cfg jetstream.StreamConfig) {
 		f := newFixture(t, cfg)
 		f.sealWhileRunning(10)
@@ -100,6 +102,7 @@ func TestSourceRecreatedOfEachKind(t *testing.T) {
 // A work queue is restored from a backup that holds messages long sealed, and
 // acknowledged: they come again, and are not sealed again.
 func TestWorkQueueRestored(t *testing.T) {
+	t.Parallel()
 	f := newRollbackOf(t, source, jetstream.StreamConfig{Retention: jetstream.WorkQueuePolicy})
 	f.route.Source.AfterSeal = gateway.AfterSealPurge
 	f.publish(1, 10)
@@ -131,6 +134,7 @@ func TestWorkQueueRestored(t *testing.T) {
 // No window of de-duplication is involved: a worker that is cut off in the middle,
 // and away for longer than the sealed stream remembers, doubles nothing.
 func TestDownLongerThanTheDuplicateWindow(t *testing.T) {
+	t.Parallel()
 	eachEngineInFull(t, func(t *testing.T, e gateway.Engine) {
 		const window = 100 * time.Millisecond
 		f := newFixture(t, jetstream.StreamConfig{Storage: jetstream.MemoryStorage})

@@ -401,6 +401,7 @@ func TestPartitionsByTransform(t *testing.T) {
 }
 
 func TestPartitionsRefuse(t *testing.T) {
+	t.Parallel()
 	srv := natstest.New(t)
 	nc := srv.Conn(t, nats.Name("x"))
 	for name, c := range map[string]struct {

@@ -299,6 +299,7 @@ func TestUnsealCycle(t *testing.T) {
 }
 
 func TestUnsealConfig(t *testing.T) {
+	t.Parallel()
 	u := newUnsealFixture(t)
 	tests := []struct {
 		name   string
