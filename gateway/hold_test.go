@@ -13,6 +13,7 @@ import (
 
 	"github.com/keyweir/keyweir/gateway"
 	"github.com/keyweir/keyweir/internal/natstest"
+	"github.com/keyweir/keyweir/internal/sealedcheck"
 	"github.com/keyweir/keyweir/keysvc"
 )
 
@@ -152,6 +153,10 @@ func TestHold(t *testing.T) {
 			run.eventually("nothing held", func(s gatewayStats) bool { return s.ScopesHeld == 0 && s.MessagesHeld == 0 })
 			f.sourceEmpty()
 			f.verifyTenants(7000)
+			r, err := sealedcheck.Check(t.Context(), f.srv.Conn(t), sealedcheck.Options{Stream: sealed})
+			if err != nil || r.Wrong() != "" || len(r.Chains) != 2 || !r.Chains[1].Released {
+				t.Errorf("Check = %+v, %v", r, err)
+			}
 		})
 	}
 }
