@@ -198,6 +198,7 @@ type chaos struct {
 	fleet     *fleet
 	publisher *publisher
 	sealed    counter // sequences of the sealed streams, together
+	allowed   counter // messages that may be published
 }
 
 func (c *chaos) start(ctx context.Context) error {

@@ -14,7 +14,9 @@ func (c *chaos) ahead() int {
 	return min(chaosAhead, max(64, c.Messages/(2*(c.report.Faults+1))))
 }
 
-// inject spreads the faults, in random order, over the messages.
+// inject spreads the faults, in random order, over the messages. During each, no
+// more is published than until the next one: a fault that takes long would leave
+// the later ones a relay with nothing to do.
 func (c *chaos) inject(ctx context.Context) error {
 	faults := make([]func(context.Context) error, 0, c.report.Faults)
 	for range c.Kills {
@@ -28,15 +30,22 @@ func (c *chaos) inject(ctx context.Context) error {
 	}
 	c.random.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
 	step := float64(c.Messages) / float64(len(faults)+1)
+	at := make([]int64, len(faults)+1)
+	for i := range faults {
+		at[i] = int64(step * (float64(i) + 0.7 + 0.6*c.random.Float64()))
+	}
+	at[len(faults)] = int64(c.Messages)
+	c.allowed.set(at[0])
 	for i, fault := range faults {
-		at := step * (float64(i) + 0.7 + 0.6*c.random.Float64())
-		if err := c.sealed.wait(ctx, int64(at)); err != nil {
+		if err := c.sealed.wait(ctx, at[i]); err != nil {
 			return err
 		}
+		c.allowed.set(at[i+1])
 		if err := fault(ctx); err != nil {
 			return fmt.Errorf("fault %d of %d: %w", i+1, len(faults), err)
 		}
 	}
+	c.allowed.set(int64(c.Messages))
 	return nil
 }
 
@@ -99,7 +108,9 @@ func (c *chaos) freeze(ctx context.Context) error {
 		}
 	}
 	// What the frozen one had sent before may still be counted: go well beyond.
-	if err := c.sealed.wait(ctx, min(c.sealed.now()+64, int64(c.Messages))); err != nil {
+	beyond := min(c.sealed.now()+64, int64(c.Messages))
+	c.allowed.set(beyond)
+	if err := c.sealed.wait(ctx, beyond); err != nil {
 		return err
 	}
 	fmt.Fprintf(c.Log, "woke %s at message %d\n", p.name, c.sealed.now())

@@ -45,16 +45,21 @@ func newPublisher(c *chaos) (*publisher, error) {
 	return &publisher{c: c, js: js, random: rand.New(rand.NewPCG(c.Seed, 2)), acked: make([]uint64, c.Messages)}, nil
 }
 
-// run publishes all, but keeps ahead of the sealed stream by a bounded number only.
+// run publishes all, but keeps ahead of the sealed stream by a bounded number only,
+// and does not outrun the faults.
 func (p *publisher) run(ctx context.Context) error {
 	c := p.c
 	ahead := c.ahead()
 	long := p.longPauses()
-	phase, bursts := 0, false
+	phase, pieces, bursts := 0, p.random.IntN(3), false
 	for next := 0; next < c.Messages; {
-		if next >= phase { // a third of the run is bursts, in pieces
+		if next >= phase { // every third piece of the run is bursts
 			phase = next + 1 + p.random.IntN(max(1, c.Messages/8))
-			bursts = !c.NoPauses && p.random.IntN(3) == 0
+			pieces++
+			bursts = !c.NoPauses && pieces%3 == 0
+		}
+		if err := c.allowed.wait(ctx, int64(next+1)); err != nil {
+			return err
 		}
 		n := min(steadyGroup, ahead, c.Messages-next)
 		if bursts {
