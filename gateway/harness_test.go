@@ -30,7 +30,12 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 	}
-	goleak.VerifyTestMain(m)
+	// A server that is stopped while it makes a stream leaves these behind.
+	const server = "github.com/nats-io/nats-server/v2/server"
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreTopFunction(server+".(*fileStore).flushStreamStateLoop"),
+		goleak.IgnoreTopFunction(server+".(*msgBlock).flushLoop"),
+		goleak.IgnoreTopFunction(server+"/ats.Register.func1"))
 }
 
 const (
