@@ -23,7 +23,8 @@ import (
 )
 
 func newDeadLetters(u *ui) *cobra.Command {
-	return group("deadletters", "List and show what the gateway could not seal", newDeadLettersList(u), newDeadLettersShow(u))
+	return group("deadletters", "List, show and send back what the gateway could not seal",
+		newDeadLettersList(u), newDeadLettersShow(u), newDeadLettersRetry(u))
 }
 
 // deadLetter is one line of "keyweir deadletters list": what stands in clear.
@@ -37,11 +38,16 @@ type deadLetter struct {
 	Reason   string     `json:"reason"`
 	Parts    int        `json:"parts"`
 	Stored   time.Time  `json:"stored"`
+	Retrying *time.Time `json:"retrying,omitempty"` // sending it back began, and did not end
 	Retried  *time.Time `json:"retried,omitempty"`
 
 	location string // the subject it is stored on
 	prefix   string
 	position deadletter.Position
+	header   nats.Header
+	envelope []byte   // of the first part, once it was read
+	intent   uint64   // message that says Retrying; 0: none
+	rest     []uint64 // messages of further parts, in no order
 }
 
 // describeLetter reads what a message of a dead-letter stream says in clear; ok is
@@ -54,7 +60,7 @@ func describeLetter(subject string, h nats.Header, seq uint64, stored time.Time)
 	l = deadLetter{
 		ID: seq, Route: pos.Route, Chain: pos.Chain.String(), Stream: h.Get(deadletter.HeaderStream), Sequence: pos.Sequence,
 		Subject: h.Get(deadletter.HeaderSubject), Reason: h.Get(deadletter.HeaderError), Parts: 1, Stored: stored.UTC(),
-		location: subject, prefix: prefix, position: pos,
+		location: subject, prefix: prefix, position: pos, header: h,
 	}
 	if _, parts, err := deadletter.ParsePart(h.Get(deadletter.HeaderPart)); err == nil {
 		l.Parts = parts
@@ -115,15 +121,19 @@ func writeLetters(w io.Writer, ls []deadLetter) error {
 	}
 	for _, l := range ls {
 		reason := l.Reason
-		if l.Retried != nil {
+		switch {
+		case l.Retried != nil:
 			reason += " (sent back)"
+		case l.Retrying != nil:
+			reason += " (being sent back)"
 		}
 		fmt.Fprintf(tw, "%d\t%s\t%s\t%s %d\t%s\t%d\t%s\n", l.ID, l.Stored.Format(time.RFC3339), printable(l.Route), printable(l.Stream), l.Sequence, printable(reason), l.Parts, printable(l.Subject))
 	}
 	return writeError(tw.Flush())
 }
 
-// listLetters reads the headers of a dead-letter stream.
+// listLetters reads the headers of a dead-letter stream. The letters come in the
+// order of their parking; those sent back, of their sending.
 func listLetters(ctx context.Context, nc *nats.Conn, stream string) ([]deadLetter, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -138,6 +148,12 @@ func listLetters(ctx context.Context, nc *nats.Conn, stream string) ([]deadLette
 		return nil, fmt.Errorf("reading stream %s: the server said nothing of the consumer", printable(stream))
 	}
 	var out []deadLetter
+	rest := make(map[string][]uint64)
+	type intent struct {
+		id uint64
+		at time.Time
+	}
+	intents := make(map[string]intent)
 	for left := info.NumPending; left > 0; {
 		m, err := c.Next(jetstream.FetchMaxWait(10 * time.Second))
 		if ctx.Err() != nil {
@@ -153,6 +169,21 @@ func listLetters(ctx context.Context, nc *nats.Conn, stream string) ([]deadLette
 		left = meta.NumPending
 		if l, ok := describeLetter(m.Subject(), m.Headers(), meta.Sequence.Stream, meta.Timestamp); ok {
 			out = append(out, l)
+		} else if of, ok := deadletter.ParseRetrySubject(m.Subject()); ok {
+			intents[of] = intent{meta.Sequence.Stream, meta.Timestamp.UTC()}
+		} else if pos, prefix, part, err := deadletter.ParseSubject(m.Subject()); err == nil && part > 1 {
+			of := pos.Subject(prefix, 1)
+			rest[of] = append(rest[of], meta.Sequence.Stream)
+		}
+	}
+	for i := range out {
+		l := &out[i]
+		l.rest = rest[l.location]
+		if in := intents[l.location]; in.id != 0 {
+			l.intent = in.id
+			if l.Retried == nil {
+				l.Retrying = &in.at
+			}
 		}
 	}
 	return out, nil
@@ -163,6 +194,7 @@ type letterReader struct {
 	stream jetstream.Stream
 	opener *streams.Opener
 	nc     *nats.Conn
+	js     jetstream.JetStream
 }
 
 func (r *letterReader) close() {
@@ -188,11 +220,10 @@ func openLetterReader(ctx context.Context, conn *natsFlags, stream, profile, ide
 		if err != nil {
 			return err
 		}
-		js, err := jetstream.New(nc)
-		if err != nil {
+		if r.js, err = jetstream.New(nc); err != nil {
 			return fmt.Errorf("opening JetStream: %w", err)
 		}
-		if r.stream, err = js.Stream(ctx, stream); err != nil {
+		if r.stream, err = r.js.Stream(ctx, stream); err != nil {
 			return streamError(stream, err)
 		}
 		r.opener, err = streams.New(cfg)
@@ -225,6 +256,7 @@ func (r *letterReader) read(ctx context.Context, id uint64) (deadLetter, *deadle
 	if clear.Retried != nil {
 		return fail("it was sent back at %s", clear.Retried.Format(time.RFC3339))
 	}
+	clear.envelope = m.Data
 	parts := make([][]byte, clear.Parts)
 	for i := range parts {
 		if i > 0 {

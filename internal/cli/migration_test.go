@@ -268,3 +268,31 @@ func cmdCrash(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(p.cmd.Process.Kill())
 	<-p.done
 }
+
+// cmdLimits is "limits URL STREAM SIZE WINDOW": the largest message, -1 for any, and
+// the duplicate window.
+func cmdLimits(ts *testscript.TestScript, _ bool, args []string) {
+	size, err := strconv.ParseInt(args[2], 10, 32)
+	ts.Check(err)
+	window, err := time.ParseDuration(args[3])
+	ts.Check(err)
+	js, done := dialScript(ts, args[0])
+	defer done()
+	s, err := js.Stream(context.Background(), args[1])
+	ts.Check(err)
+	c := s.CachedInfo().Config
+	c.MaxMsgSize, c.Duplicates = int32(size), window
+	_, err = js.UpdateStream(context.Background(), c)
+	ts.Check(err)
+}
+
+// cmdHolds is "holds URL STREAM COUNT".
+func cmdHolds(ts *testscript.TestScript, _ bool, args []string) {
+	js, done := dialScript(ts, args[0])
+	defer done()
+	s, err := js.Stream(context.Background(), args[1])
+	ts.Check(err)
+	if got := strconv.FormatUint(s.CachedInfo().State.Msgs, 10); got != args[2] {
+		ts.Fatalf("%s holds %s messages, want %s", args[1], got, args[2])
+	}
+}

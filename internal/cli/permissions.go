@@ -36,8 +36,9 @@ func newConfigPermissions(u *ui) *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "permissions", Short: "Print the NATS permissions that each process needs", Args: noArgs,
-		Long: `Prints, as users of a nats-server configuration, what the gateway, the key service
-and each reader may do on each connection: exactly what they need. Nobody else
+		Long: `Prints, as users of a nats-server configuration, what the gateway, the key service,
+each reader and an operator of dead letters ("deadletters") may do on each
+connection: exactly what they need. Nobody else
 should be allowed to publish to the sealed subjects.`,
 		RunE: func(*cobra.Command, []string) error {
 			f, err := loadConfig(path)
@@ -79,6 +80,9 @@ func permissions(f *config.File) []permission {
 			if r.OnScopeUnavailable == config.HoldScopes {
 				keys.publish(keysvc.Subject(f.Service, keysvc.OpOpen)) // of the holding scope
 				user("gateway", r.Sealed.NATS, why).hold(r)
+			}
+			if r.DeadLetters != nil {
+				letterOperator(f, r, user)
 			}
 		}
 	}
@@ -172,6 +176,21 @@ func (p *permission) sealed(r config.Route) {
 	}
 	p.tail(r.Sealed.Stream)
 	p.buckets()
+}
+
+// letterOperator allows what "keyweir deadletters" does with those of a route.
+func letterOperator(f *config.File, r config.Route, user func(who, nats, why string) *permission) {
+	const who, why = "deadletters", "opens dead letters and sends them back"
+	d := r.DeadLetters
+	p := user(who, r.Sealed.NATS, why)
+	p.publish(keysvc.Subject(f.Service, keysvc.OpOpen), keysvc.Subject(f.Service, keysvc.OpStatus))
+	p.stream(d.Stream, "STREAM.INFO", "STREAM.MSG.GET", "STREAM.MSG.DELETE", "DIRECT.GET")
+	p.publish("$JS.API.DIRECT.GET." + d.Stream + ".>")
+	p.consumers(d.Stream)
+	p.publish(d.Prefix() + "." + r.Name + ".>")
+	p = user(who, r.Source.NATS, why)
+	p.stream(r.Source.Stream, "STREAM.INFO")
+	p.publish(r.Source.Subjects...)
 }
 
 // tail allows to read the end of a stream back, which a crash calls for.

@@ -12,12 +12,19 @@
 // headers in clear say is for lists only; what counts is sealed in the envelope,
 // see [Description].
 //
-// A dead letter that was sent back is replaced, on its subject, by an empty
-// message with [HeaderRetried]: the subject stays taken.
+// A dead letter that is sent back gets a small message beside it first, on
+//
+//	<prefix>.<route>.<chain>.<sequence>.retry
+//
+// with [HeaderRetrying]. Once the source stream has stored it, it is replaced, on its
+// own subject, by an empty message with [HeaderRetried]: the subject stays taken.
+// The message beside it and parts from the second on go then.
 package deadletter
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
@@ -34,6 +41,7 @@ const (
 	HeaderPart     = "Keyweir-Part"     // "<part>/<parts>"
 	HeaderProof    = "Keyweir-Proof"    // what the route recognises its own dead letters by, see [Proof]
 	HeaderRetried  = "Keyweir-Retried"  // when it was sent back, RFC 3339
+	HeaderRetrying = "Keyweir-Retrying" // when sending it back began, RFC 3339; beside it only
 )
 
 // Mode is what the metadata of a dead-letter stream says in "keyweir-mode".
@@ -74,6 +82,34 @@ func (p Position) Subject(prefix string, part int) string {
 // Chain returns what the subjects of all dead letters of a chain begin with.
 func Chain(prefix, route string, chain envelope.ChainID) string {
 	return prefix + "." + route + "." + chain.String()
+}
+
+const retrySuffix = ".retry"
+
+// RetrySubject returns where it is stored that a dead letter is being sent back.
+func (p Position) RetrySubject(prefix string) string { return p.Subject(prefix, 1) + retrySuffix }
+
+// ParseRetrySubject returns the subject of the dead letter that a RetrySubject
+// belongs to; ok is false for any other subject.
+func ParseRetrySubject(subject string) (letter string, ok bool) {
+	letter, ok = strings.CutSuffix(subject, retrySuffix)
+	if !ok {
+		return "", false
+	}
+	if _, _, part, err := ParseSubject(letter); err != nil || part != 1 {
+		return "", false
+	}
+	return letter, true
+}
+
+// RetryID returns the Nats-Msg-Id under which a dead letter is sent back, by the
+// envelope of its first part: always the same, and nothing that whoever publishes
+// to the source stream could use beforehand.
+func RetryID(envelope []byte) string {
+	h := sha256.New()
+	h.Write([]byte("keyweir/v1/retry\x00"))
+	h.Write(envelope)
+	return "keyweir-retry-" + hex.EncodeToString(h.Sum(nil)[:16])
 }
 
 // ParseSubject takes a subject apart; part is 1 where it names none. It accepts

@@ -36,6 +36,21 @@ func TestSubject(t *testing.T) {
 	}
 }
 
+func TestRetry(t *testing.T) {
+	s := position.RetrySubject("a.b")
+	if l, ok := deadletter.ParseRetrySubject(s); l != position.Subject("a.b", 1) || !ok {
+		t.Errorf("ParseRetrySubject(%s) = %s, %v", s, l, ok)
+	}
+	for _, s := range []string{"", ".retry", position.Subject("a", 1), position.Subject("a", 2) + ".retry", s + ".retry"} {
+		if l, ok := deadletter.ParseRetrySubject(s); ok {
+			t.Errorf("ParseRetrySubject(%s) = %s, want none", s, l)
+		}
+	}
+	if a, b := deadletter.RetryID([]byte("a")), deadletter.RetryID([]byte("b")); a == b || a != deadletter.RetryID([]byte("a")) {
+		t.Errorf("RetryID = %s and %s", a, b)
+	}
+}
+
 func TestPart(t *testing.T) {
 	if a, b, err := deadletter.ParsePart("2/3"); a != 2 || b != 3 || err != nil {
 		t.Errorf("ParsePart = %d, %d, %v", a, b, err)
