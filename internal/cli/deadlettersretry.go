@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyweir/keyweir/internal/deadletter"
+	"github.com/keyweir/keyweir/internal/pattern"
 	"github.com/keyweir/keyweir/keysvc"
 )
 
@@ -261,6 +262,11 @@ func (t *retrier) retry(ctx context.Context, l deadLetter) (*sentBack, error) {
 	if err != nil {
 		return nil, fail(err)
 	}
+	// Asked beforehand: a condition on the message would be stored with it, as a
+	// header that routes may reject.
+	if !slices.ContainsFunc(info.Config.Subjects, func(p string) bool { return pattern.Covers(p, opened.Subject) }) {
+		return nil, fail(withHint(fmt.Errorf("source stream %s does not take %s any more", printable(opened.Stream), printable(opened.Subject)), "give the stream that subject again, or publish what show prints where it belongs"))
+	}
 	if err := t.mayRepeat(ctx, l, info.Config.Duplicates); err != nil {
 		return nil, fail(err)
 	}
@@ -273,7 +279,7 @@ func (t *retrier) retry(ctx context.Context, l deadLetter) (*sentBack, error) {
 			return nil, fail(err)
 		}
 	}
-	ack, err := t.publish(ctx, m, opened.Stream, deadletter.RetryID(c.envelope))
+	ack, err := t.publish(ctx, m, deadletter.RetryID(c.envelope))
 	if err != nil {
 		if fresh && refusedForGood(err) {
 			err = errors.Join(err, t.remove(ctx, l.intent)) // nothing is open, so nothing may say so
@@ -281,6 +287,9 @@ func (t *retrier) retry(ctx context.Context, l deadLetter) (*sentBack, error) {
 		return nil, fail(explainRetry(err, opened))
 	}
 	s.Stored, s.Duplicate = ack.Sequence, ack.Duplicate
+	if ack.Stream != opened.Stream {
+		return s, fail(fmt.Errorf("stream %s took it, and not the source stream %s: the subjects changed in between; it is not marked as sent back", printable(ack.Stream), printable(opened.Stream)))
+	}
 	if err := t.mark(ctx, l, c.header); err != nil {
 		return s, fail(withHint(fmt.Errorf("it is in stream %s as %d, but marking it failed: %w", printable(opened.Stream), ack.Sequence, err),
 			"repeat this within %v, the duplicate window of stream %s; while the dead-letter stream is full, raise its limits first", info.Config.Duplicates, printable(opened.Stream)))
@@ -368,10 +377,10 @@ func (t *retrier) put(ctx context.Context, subject string, h nats.Header, last u
 	return ack.Sequence, nil
 }
 
-func (t *retrier) publish(ctx context.Context, m *nats.Msg, stream, id string) (*jetstream.PubAck, error) {
+func (t *retrier) publish(ctx context.Context, m *nats.Msg, id string) (*jetstream.PubAck, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
-	return t.source.PublishMsg(ctx, m, jetstream.WithExpectStream(stream), jetstream.WithMsgID(id))
+	return t.source.PublishMsg(ctx, m, jetstream.WithMsgID(id))
 }
 
 // mark puts an empty message in the place of the dead letter.
