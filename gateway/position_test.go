@@ -286,11 +286,8 @@ func testStrangerWhileRunning(t *testing.T, e gateway.Engine) {
 	f.forge(nats.Header{gateway.HeaderSource: {"x"}})
 	f.publish(11, 20)
 	err := run.stopped(gateway.ErrPosition)
-	want := "message 11, the last of sealed stream SEALED, was written by somebody else"
-	if e == gateway.EngineAsync { // what it had in flight was stored on top
-		want = "message 11 of sealed stream SEALED is not ours"
-	}
-	if !strings.Contains(err.Error(), want) {
+	if text := err.Error(); !strings.Contains(text, "message 11, the last of sealed stream SEALED, was written by somebody else") &&
+		!(e == gateway.EngineAsync && strings.Contains(text, "message 11 of sealed stream SEALED is not ours")) { // with others on top, which were in flight
 		t.Errorf("Run = %v", err)
 	}
 	if n := f.info(source).State.Msgs; n != 20 {
