@@ -298,8 +298,9 @@ func TestLimitsTrimWhileRunning(t *testing.T) {
 			run := f.start()
 			run.eventually("running", func(s gatewayStats) bool { return s.State == gateway.StateRunning })
 			const n = 20000 // about 2,500 are delivered to the waiting gateway, 15,001.. survive
-			f.publish(1, n)
+			f.publish(1, 1)
 			run.eventually("paused", func(s gatewayStats) bool { return s.State == gateway.StatePaused })
+			f.publish(2, n)
 			f.keys.set(func() { f.keys.err = nil })
 			if policy == gateway.GapStop {
 				run.stopped(gateway.ErrSourceGap)
