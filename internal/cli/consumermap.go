@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyweir/keyweir/gateway"
+	"github.com/keyweir/keyweir/internal/pattern"
 )
 
 // mapTimeout bounds the whole search: a few dozen requests.
@@ -114,14 +115,14 @@ func (m *mapping) open(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 }
 
 // subject maps a source pattern.
-func (m *mapping) subject(pattern string) (string, bool) {
-	rest, ok := strings.CutPrefix(pattern, m.strip)
+func (m *mapping) subject(p string) (string, bool) {
+	rest, ok := strings.CutPrefix(p, m.strip)
 	return m.add + rest, ok
 }
 
 // origin maps a relayed pattern back.
-func (m *mapping) origin(pattern string) (string, bool) {
-	rest, ok := strings.CutPrefix(pattern, m.add)
+func (m *mapping) origin(p string) (string, bool) {
+	rest, ok := strings.CutPrefix(p, m.add)
 	return m.strip + rest, ok
 }
 
@@ -147,7 +148,7 @@ func (m *mapping) twin(c *jetstream.ConsumerConfig, filters []string) (*jetstrea
 		wanted = m.source.Config.Subjects
 	}
 	for _, w := range wanted {
-		if !slices.ContainsFunc(origins, func(o string) bool { return patternWithin(w, o) }) {
+		if !slices.ContainsFunc(origins, func(o string) bool { return pattern.Covers(o, w) }) {
 			return nil, notMapped("map it to a stream whose route relays all that the consumer reads", "the consumer reads %s, and %s holds only what came from %s", w, m.out.Relayed, strings.Join(origins, ", "))
 		}
 	}
@@ -180,22 +181,6 @@ func (m *mapping) twin(c *jetstream.ConsumerConfig, filters []string) (*jetstrea
 	}
 	t.Metadata["keyweir-mapped-from"] = fmt.Sprintf("%s/%s at %d", m.out.Stream, m.out.Consumer, m.out.Floor)
 	return &t, nil
-}
-
-// patternWithin reports whether every subject that matches narrow matches wide.
-func patternWithin(narrow, wide string) bool {
-	ns, ws := strings.Split(narrow, "."), strings.Split(wide, ".")
-	for i, w := range ws {
-		switch {
-		case w == ">":
-			return len(ns) > i
-		case i >= len(ns) || ns[i] == ">":
-			return false
-		case w != "*" && w != ns[i]:
-			return false
-		}
-	}
-	return len(ws) == len(ns)
 }
 
 // storedRequest asks a stream's leader for a message: the one at Seq, or with Next
