@@ -21,8 +21,21 @@ type ChaosConfig struct {
 	// Command starts keyweir: the program and what comes before its subcommand.
 	// Required.
 	Command []string
-	// Messages are published in all, over Subjects. 0: 60,000 and 32.
+	// Messages are published in all, over Subjects. 0: 60,000, and 32 or three for
+	// each of the scopes. With Deny they are as many as Rate makes of the time that
+	// it takes, and Messages must be 0.
 	Messages, Subjects int
+	// Scopes are what the subjects share data keys by. 0: one for each subject.
+	Scopes int
+	// Deny is how many scopes the key service refuses for DenyFor, drawn by the
+	// seed, while the publisher goes on. The route holds what it cannot seal, and
+	// releases it afterwards; kills strike during both. Needs at least two kills
+	// and an engine that holds. 0: none, and 5 minutes.
+	Deny    int
+	DenyFor time.Duration
+	// Rate is how many messages are published per second. 0: as many as the relay
+	// takes, with Deny 300.
+	Rate int
 	// Kills are kill -9 of a gateway that works, Zombies are SIGSTOP of one until
 	// another one took over, and SIGCONT. 0: none.
 	Kills, Zombies int
@@ -64,6 +77,7 @@ type ChaosReport struct {
 
 	Messages    int    `json:"messages"`
 	Subjects    int    `json:"subjects"`
+	Scopes      int    `json:"scopes"`
 	Servers     int    `json:"servers"`
 	Engine      string `json:"engine"` // as set
 	Partitions  int    `json:"partitions"`
@@ -76,6 +90,8 @@ type ChaosReport struct {
 
 	Republished      int `json:"republished"`       // by the publisher, for want of an acknowledgement
 	SourceDuplicated int `json:"source_duplicated"` // the source stream took twice, and the sealed stream holds twice
+
+	*Denial // nil: no scope was denied
 
 	// TakeoverSeconds is the longest time from the kill of a gateway until all its
 	// claims were taken by others.
@@ -132,7 +148,7 @@ func Chaos(ctx context.Context, cfg ChaosConfig) (report *ChaosReport, err error
 		return nil, fmt.Errorf("making directory: %w", err)
 	}
 	c := &chaos{ChaosConfig: cfg, random: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), report: &ChaosReport{
-		Messages: cfg.Messages, Subjects: cfg.Subjects, Kills: cfg.Kills, Zombies: cfg.Zombies, ServerKills: cfg.ServerKills,
+		Subjects: cfg.Subjects, Scopes: cfg.Scopes, Kills: cfg.Kills, Zombies: cfg.Zombies, ServerKills: cfg.ServerKills,
 		Servers: cfg.Servers, Engine: cfg.Engine, Partitions: cfg.Partitions, Faults: cfg.Kills + cfg.Zombies + cfg.ServerKills, Seed: cfg.Seed,
 	}}
 	defer c.close()
@@ -147,11 +163,23 @@ func Chaos(ctx context.Context, cfg ChaosConfig) (report *ChaosReport, err error
 }
 
 func (c *ChaosConfig) fill() error {
-	if c.Messages == 0 {
-		c.Messages = 60_000
-	}
 	if c.Subjects == 0 {
 		c.Subjects = 32
+		if c.Scopes > 0 {
+			c.Subjects = 3 * c.Scopes
+		}
+	}
+	if c.Scopes == 0 {
+		c.Scopes = c.Subjects
+	}
+	if c.Deny == 0 && c.Messages == 0 {
+		c.Messages = 60_000
+	}
+	if c.Deny > 0 && c.DenyFor == 0 {
+		c.DenyFor = 5 * time.Minute
+	}
+	if c.Deny > 0 && c.Rate == 0 {
+		c.Rate = 300
 	}
 	if c.Servers == 0 {
 		c.Servers = 1
@@ -175,8 +203,18 @@ func (c *ChaosConfig) fill() error {
 		return errors.New("preparing chaos: negative number")
 	case c.Servers != 1 && c.Servers != 3:
 		return fmt.Errorf("preparing chaos: %d servers, want 1 or 3", c.Servers)
-	case c.Subjects < c.Partitions:
-		return errors.New("preparing chaos: fewer subjects than partitions")
+	case c.Scopes < 0 || c.Deny < 0 || c.DenyFor < 0 || c.Rate < 0:
+		return errors.New("preparing chaos: negative number")
+	case c.Subjects < c.Partitions || c.Subjects < c.Scopes:
+		return errors.New("preparing chaos: fewer subjects than partitions or scopes")
+	case c.Deny > 0 && c.Deny >= c.Scopes:
+		return errors.New("preparing chaos: the scopes that are denied leave no others")
+	case c.Deny > 0 && c.Messages != 0:
+		return errors.New("preparing chaos: denial takes as many messages as come in its time")
+	case c.Deny > 0 && c.Kills < 2:
+		return errors.New("preparing chaos: denial needs two kills, one while messages are held and one while they are released")
+	case c.Deny > 0 && c.Engine != gateway.EngineAuto.String() && c.Engine != gateway.EngineDurable.String():
+		return fmt.Errorf("preparing chaos: a route with the engine %s cannot hold", c.Engine)
 	case c.Zombies > 0 && !canFreeze:
 		return errors.New("preparing chaos: this system cannot freeze a process")
 	}
@@ -199,6 +237,11 @@ type chaos struct {
 	publisher *publisher
 	sealed    counter // sequences of the sealed streams, together
 	allowed   counter // messages that may be published
+	drill     *drill  // nil: no scope is denied
+}
+
+func (c *chaos) topics() topics {
+	return topics{subjects: c.Subjects, scopes: c.Scopes, partitions: c.Partitions}
 }
 
 func (c *chaos) start(ctx context.Context) error {
@@ -218,7 +261,12 @@ func (c *chaos) start(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := c.launcher.writeFiles(ctx, plan{url: c.servers.url(), engine: c.Engine, replicas: c.Servers, partitions: c.Partitions}); err != nil {
+	p := plan{url: c.servers.url(), engine: c.Engine, replicas: c.Servers, topics: c.topics()}
+	if c.Deny > 0 {
+		c.drill = newDrill(c)
+		p.denied, p.period = c.drill.scopes, c.drill.period
+	}
+	if err := c.launcher.writeFiles(ctx, p); err != nil {
 		return err
 	}
 	if c.publisher, err = newPublisher(c); err != nil {
@@ -275,7 +323,11 @@ func (c *chaos) run(ctx context.Context) error {
 		defer close(done)
 		work, wctx := errgroup.WithContext(gctx)
 		work.Go(func() error { return c.publisher.run(wctx) })
-		work.Go(func() error { return c.inject(wctx) })
+		if c.drill != nil {
+			work.Go(func() error { return c.drill.run(wctx) })
+		} else {
+			work.Go(func() error { return c.inject(wctx) })
+		}
 		if err := work.Wait(); err != nil {
 			return err
 		}
@@ -285,7 +337,8 @@ func (c *chaos) run(ctx context.Context) error {
 		return err
 	}
 	c.report.Seconds = time.Since(begin).Seconds()
-	c.report.MessagesPerSecond = float64(c.Messages) / c.report.Seconds
+	c.report.Messages = len(c.publisher.acked)
+	c.report.MessagesPerSecond = float64(c.report.Messages) / c.report.Seconds
 	c.report.Republished, c.report.Pauses = c.publisher.retries, c.publisher.pauses
 	// Verified while the key service still runs, after every gateway, woken
 	// zombies too, had its chance to do harm.

@@ -2,11 +2,13 @@ package bench
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/keyweir/keyweir/internal/envelope"
 	"github.com/keyweir/keyweir/streams"
 )
 
@@ -26,11 +28,12 @@ func (m message) Previous() uint64       { return m.prev }
 
 // TestVerifier shows the verifier every kind of damage once.
 func TestVerifier(t *testing.T) {
+	two := topics{subjects: 2, scopes: 2, partitions: 1}
 	// Eight messages over two subjects, in the order they were published.
 	good := func() []message {
 		var out []message
 		for i := range 8 {
-			out = append(out, message{chaosSubject(i%2, 1), chaosPayload(i%2, i/2), uint64(i + 1), uint64(i), streams.ChainID{1}})
+			out = append(out, message{two.subject(i % 2), chaosPayload(i%2, i/2), uint64(i + 1), uint64(i), streams.ChainID{1}})
 		}
 		return out
 	}
@@ -44,6 +47,21 @@ func TestVerifier(t *testing.T) {
 	move := func(ms []message, sequence uint64) []message { // the last one
 		ms[len(ms)-1].sequence = sequence
 		return relink(ms)
+	}
+	// hold moves the messages at 1-based places from..to of one subject behind the
+	// others, on a chain of their own.
+	hold := func(ms []message, at ...int) []message {
+		var out, held []message
+		chain, prev := envelope.ReleaseChain(streams.ChainID{1}, ms[at[0]-1].sequence), uint64(0)
+		for i, m := range ms {
+			if slices.Contains(at, i+1) {
+				m.chain, m.prev, prev = chain, prev, m.sequence
+				held = append(held, m)
+			} else {
+				out = append(out, m)
+			}
+		}
+		return append(relink(out), held...)
 	}
 	tests := []struct {
 		name   string
@@ -64,13 +82,23 @@ func TestVerifier(t *testing.T) {
 		{"swapped across subjects", func(ms []message) []message { ms[2], ms[3] = ms[3], ms[2]; return relink(ms) }, 0, ChaosReport{}},
 		{"changed", func(ms []message) []message { ms[5].data = append(ms[5].data, 'x'); return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
 		{"empty", func(ms []message) []message { ms[5].data = nil; return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
-		{"of another subject", func(ms []message) []message { ms[5].subject = chaosSubject(0, 1); return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
+		{"of another subject", func(ms []message) []message { ms[5].subject = two.subject(0); return ms }, 0, ChaosReport{Mismatched: 1, Lost: 1}},
 		{"of another chain", func(ms []message) []message { ms[7].chain = streams.ChainID{2}; return ms }, 0, ChaosReport{BrokenLinks: 2}},
+		{"held", func(ms []message) []message { return hold(ms, 4, 6, 8) }, 0, ChaosReport{}},
+		{"held, one lost", func(ms []message) []message { return slices.Delete(hold(ms, 4, 6, 8), 6, 7) }, 0, ChaosReport{Lost: 1, BrokenLinks: 1}},
+		{"held, the first lost", func(ms []message) []message { return slices.Delete(hold(ms, 4, 6, 8), 5, 6) }, 0, ChaosReport{Lost: 1, BrokenLinks: 1}},
+		{"held, overtaken by a later one", func(ms []message) []message { return hold(ms, 4, 6) }, 0, ChaosReport{OutOfOrder: 2}},
+		{"held, released twice", func(ms []message) []message { ms = hold(ms, 4, 6, 8); return append(ms, ms[7]) }, 0, ChaosReport{Duplicated: 1, BrokenLinks: 1}},
+		{"held beside another chain", func(ms []message) []message {
+			ms = hold(ms, 8)
+			ms[7].chain = envelope.ReleaseChain(streams.ChainID{2}, 8)
+			return ms
+		}, 0, ChaosReport{BrokenLinks: 1}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var r ChaosReport
-			v := newVerifier(&r, 2, 1, []uint64{1, 2, 3, 4, 5, 6, 7, 8})
+			v := newVerifier(&r, two, []uint64{1, 2, 3, 4, 5, 6, 7, 8})
 			for _, m := range tt.damage(good()) {
 				v.message(m)
 			}
@@ -116,6 +144,11 @@ func TestChaosRefuses(t *testing.T) {
 		{Command: []string{"x"}, Kills: -1},
 		{Command: []string{"x"}, Servers: 2},
 		{Command: []string{"x"}, Engine: "slow"},
+		{Command: []string{"x"}, Scopes: 4, Subjects: 3},
+		{Command: []string{"x"}, Scopes: 4, Deny: 4, Kills: 2},
+		{Command: []string{"x"}, Scopes: 4, Deny: 1, Kills: 1},
+		{Command: []string{"x"}, Scopes: 4, Deny: 1, Kills: 2, Messages: 5},
+		{Command: []string{"x"}, Scopes: 4, Deny: 1, Kills: 2, Engine: "fast"},
 		{Command: []string{"/nonexistent/keyweir"}, Dir: t.TempDir()},
 	} {
 		if r, err := Chaos(t.Context(), c); err == nil || r != nil {

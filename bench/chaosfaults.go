@@ -65,9 +65,18 @@ func (c *chaos) kill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return c.killThis(ctx, p, func() error { return nil })
+}
+
+// killThis is kill for one that was chosen; look is called while it is dead and
+// nobody took over yet.
+func (c *chaos) killThis(ctx context.Context, p *process, look func() error) error {
 	at := c.sealed.now()
 	p.kill()
 	killed := time.Now()
+	if err := look(); err != nil {
+		return err
+	}
 	if err := c.fleet.startGateway(); err != nil {
 		return err
 	}
@@ -87,10 +96,19 @@ func (c *chaos) freeze(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return c.freezeThis(ctx, p, func() error { return nil })
+}
+
+// freezeThis is freeze for one that was chosen; look is called while it is frozen
+// and nobody took over yet.
+func (c *chaos) freezeThis(ctx context.Context, p *process, look func() error) error {
 	if err := p.freeze(); err != nil {
 		return err
 	}
 	at := c.sealed.now()
+	if err := look(); err != nil {
+		return err
+	}
 	fmt.Fprintf(c.Log, "froze %s at message %d\n", p.name, at)
 	for end := time.Now().Add(chaosPatience); ; {
 		ps, err := c.fleet.working(ctx)
@@ -108,7 +126,10 @@ func (c *chaos) freeze(ctx context.Context) error {
 		}
 	}
 	// What the frozen one had sent before may still be counted: go well beyond.
-	beyond := min(c.sealed.now()+64, int64(c.Messages))
+	beyond := c.sealed.now() + 64
+	if c.drill == nil { // else there is no end yet
+		beyond = min(beyond, int64(c.Messages))
+	}
 	c.allowed.set(beyond)
 	if err := c.sealed.wait(ctx, beyond); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -30,7 +31,9 @@ type publisher struct {
 	c      *chaos
 	js     jetstream.JetStream
 	random *rand.Rand
-	acked  []uint64 // source sequence by message
+	acked  []uint64     // source sequence by message
+	others atomic.Int64 // messages acknowledged whose scope is not denied
+	ended  atomic.Bool  // with a drill: nothing more is published
 
 	mu      sync.Mutex // held while a group is on its way
 	retries int        // messages published again
@@ -42,12 +45,16 @@ func newPublisher(c *chaos) (*publisher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening JetStream: %w", err)
 	}
-	return &publisher{c: c, js: js, random: rand.New(rand.NewPCG(c.Seed, 2)), acked: make([]uint64, c.Messages)}, nil
+	return &publisher{c: c, js: js, random: rand.New(rand.NewPCG(c.Seed, 2))}, nil
 }
 
-// run publishes all, but keeps ahead of the sealed stream by a bounded number only,
-// and does not outrun the faults.
+// run publishes all, at the rate if there is one. With a drill nothing holds it up;
+// else it keeps ahead of the sealed stream by a bounded number only, and does not
+// outrun the faults.
 func (p *publisher) run(ctx context.Context) error {
+	if p.c.Rate > 0 {
+		return p.runPaced(ctx)
+	}
 	c := p.c
 	ahead := c.ahead()
 	long := p.longPauses()
@@ -92,6 +99,38 @@ func (p *publisher) run(ctx context.Context) error {
 	return nil
 }
 
+// runPaced publishes what is due by the rate, a moment's worth at a time, and
+// makes up for the time that the server was away.
+func (p *publisher) runPaced(ctx context.Context) error {
+	c := p.c
+	begin, next := time.Now(), 0
+	for !p.ended.Load() && (c.drill != nil || next < c.Messages) {
+		due := int(time.Since(begin).Seconds() * float64(c.Rate))
+		n := min(steadyGroup, due-next)
+		if c.drill == nil {
+			n = min(n, c.ahead(), c.Messages-next)
+			if err := c.allowed.wait(ctx, int64(next+1)); err != nil {
+				return err
+			}
+			if err := c.sealed.wait(ctx, int64(next+n-c.ahead())); err != nil {
+				return err
+			}
+		}
+		if n > 0 {
+			if err := p.group(ctx, next, next+n); err != nil {
+				return err
+			}
+			next += n
+		}
+		if next >= due {
+			if err := pauseFor(ctx, time.Millisecond+time.Duration(p.random.Int64N(int64(30*time.Millisecond)))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // longPauses are the messages after which nothing is published for seconds.
 func (p *publisher) longPauses() []int {
 	if p.c.NoPauses {
@@ -120,6 +159,7 @@ func (p *publisher) shortPause() time.Duration {
 func (p *publisher) group(ctx context.Context, from, to int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.acked = append(p.acked, make([]uint64, to-from)...)
 	todo := make([]int, 0, to-from)
 	for i := from; i < to; i++ {
 		todo = append(todo, i)
@@ -155,7 +195,7 @@ func (p *publisher) try(ctx context.Context, todo []int, again bool) (left []int
 	futures := make([]jetstream.PubAckFuture, len(todo))
 	for k, i := range todo {
 		subject, n := i%p.c.Subjects, i/p.c.Subjects
-		m := &nats.Msg{Subject: chaosSubject(subject, p.c.Partitions), Data: chaosPayload(subject, n)}
+		m := &nats.Msg{Subject: p.c.topics().subject(subject), Data: chaosPayload(subject, n)}
 		f, err := p.js.PublishMsgAsync(m, jetstream.WithMsgID(strconv.Itoa(i)))
 		if err != nil {
 			last = err
@@ -176,6 +216,9 @@ func (p *publisher) try(ctx context.Context, todo []int, again bool) (left []int
 		select {
 		case ack := <-f.Ok():
 			p.acked[todo[k]] = ack.Sequence
+			if d := p.c.drill; d != nil && !d.denies(todo[k]) {
+				p.others.Add(1)
+			}
 		case err := <-f.Err():
 			left, last = append(left, todo[k]), err
 		case <-waiting.Done():

@@ -10,13 +10,9 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/keyweir/keyweir/internal/envelope"
 	"github.com/keyweir/keyweir/streams"
 )
-
-// chaosSubject is the origin subject of a number, chaos.p<partition>.s<number>.
-func chaosSubject(subject, partitions int) string {
-	return chaosPrefix + "p" + strconv.Itoa(subject%partitions) + ".s" + strconv.Itoa(subject)
-}
 
 // sealedStream is the sealed stream of a partition, as the gateway names it.
 func sealedStream(partition, partitions int) string {
@@ -44,7 +40,7 @@ func (c *chaos) verify(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = opener.Close() }() // only drops keys
-	v := newVerifier(c.report, c.Subjects, c.Partitions, c.publisher.acked)
+	v := newVerifier(c.report, c.topics(), c.publisher.acked)
 	for p := range c.Partitions {
 		if err := c.verifyStream(ctx, opener, v, p); err != nil {
 			return err
@@ -55,7 +51,7 @@ func (c *chaos) verify(ctx context.Context) error {
 		return fmt.Errorf("reading source stream: %w", err)
 	}
 	state := source.CachedInfo().State
-	v.end(int(state.LastSeq) - c.Messages)
+	v.end(int(state.LastSeq) - len(c.publisher.acked))
 	c.report.Unreleased = int(state.Msgs)
 	return nil
 }
@@ -107,28 +103,48 @@ func (c *chaos) verifyStream(ctx context.Context, opener *streams.Opener, v *ver
 
 // verifier counts what is wrong, in constant time per message.
 type verifier struct {
-	r                    *ChaosReport
-	subjects, partitions int
-	acked                []uint64 // source sequence by message, as the publisher was told
-	seen                 []bool   // by message
-	last                 []uint64 // by subject, the highest source sequence seen
-	odd                  int      // messages at another source sequence than the acknowledged one
+	r      *ChaosReport
+	topics topics
+	acked  []uint64 // source sequence by message, as the publisher was told
+	seen   []bool   // by message
+	last   []uint64 // by subject, the highest source sequence seen
+	odd    int      // messages at another source sequence than the acknowledged one
 
 	// Of the stream that is read.
 	partition int
-	sequence  uint64 // of the message before
-	chain     streams.ChainID
+	main      streams.ChainID            // the last chain that is not one of released messages
+	at        map[streams.ChainID]uint64 // by chain, the sequence of the message before
 }
 
-func newVerifier(r *ChaosReport, subjects, partitions int, acked []uint64) *verifier {
-	return &verifier{
-		r: r, subjects: subjects, partitions: partitions, acked: acked, seen: make([]bool, len(acked)), last: make([]uint64, subjects),
-	}
+func newVerifier(r *ChaosReport, t topics, acked []uint64) *verifier {
+	v := &verifier{r: r, topics: t, acked: acked, seen: make([]bool, len(acked)), last: make([]uint64, t.subjects)}
+	v.begin(0)
+	return v
 }
 
 // begin starts with the sealed stream of a partition.
 func (v *verifier) begin(partition int) {
-	v.partition, v.sequence, v.chain = partition, 0, streams.ChainID{}
+	v.partition, v.main, v.at = partition, streams.ChainID{}, make(map[streams.ChainID]uint64)
+}
+
+// link checks that a message names its predecessor. Messages that were held form
+// chains of their own beside the main one, each of which proves its beginning.
+func (v *verifier) link(m opened) {
+	chain := m.Chain()
+	first, released := chain.ReleasedFrom(m.Sequence(), m.Previous())
+	switch {
+	case released && chain == envelope.ReleaseChain(v.main, first):
+	case chain != v.main:
+		if len(v.at) > 0 {
+			v.r.BrokenLinks++ // the source is one and the same
+		}
+		v.main = chain
+		clear(v.at)
+	}
+	if m.Previous() != v.at[chain] {
+		v.r.BrokenLinks++
+	}
+	v.at[chain] = m.Sequence()
 }
 
 // opened is what the verifier looks at; *streams.Message is one.
@@ -141,20 +157,12 @@ type opened interface {
 }
 
 func (v *verifier) message(m opened) {
-	if v.chain != m.Chain() {
-		if v.sequence != 0 {
-			v.r.BrokenLinks++ // the source is one and the same
-		}
-		v.chain, v.sequence = m.Chain(), 0
-	}
-	if m.Previous() != v.sequence {
-		v.r.BrokenLinks++
-	}
-	v.sequence = m.Sequence()
+	v.link(m)
 	subject, n := named(m.Data())
-	i := n*v.subjects + subject
-	if subject < 0 || subject >= v.subjects || n < 0 || n > len(v.acked)/v.subjects || i >= len(v.acked) ||
-		m.Subject() != chaosSubject(subject, v.partitions) || subject%v.partitions != v.partition || !bytes.Equal(m.Data(), chaosPayload(subject, n)) {
+	t := v.topics
+	i := n*t.subjects + subject
+	if subject < 0 || subject >= t.subjects || n < 0 || n > len(v.acked)/t.subjects || i >= len(v.acked) ||
+		m.Subject() != t.subject(subject) || subject%t.partitions != v.partition || !bytes.Equal(m.Data(), chaosPayload(subject, n)) {
 		v.r.Mismatched++
 		return
 	}

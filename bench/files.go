@@ -6,13 +6,19 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/keyweir/keyweir/keysvc"
 	"github.com/keyweir/keyweir/streams"
 )
 
-func configPath(dir string) string  { return filepath.Join(dir, "keyweir.yaml") }
+func configPath(dir string) string { return filepath.Join(dir, "keyweir.yaml") }
+
+// deniedPath is the configuration by which the key service refuses some scopes.
+func deniedPath(dir string) string { return filepath.Join(dir, "denied.yaml") }
+
 func profilePath(dir string) string { return filepath.Join(dir, "reader.json") }
 
 // plan is what a fleet runs with.
@@ -21,8 +27,12 @@ type plan struct {
 	engine   string
 	replicas int
 	maxBytes string // of the sealed stream; "" for no limit
+	topics   topics // in 1 partition: the route is not split
 
-	partitions int // 1: the route is not split
+	// denied are the scopes that the key service refuses while it runs by
+	// deniedPath. Nil: that file is not written, and the route does not hold.
+	denied []int
+	period time.Duration // a data key may be used for; 0: the default
 }
 
 // writeFiles writes identities, domain key, configuration and the reader's
@@ -54,30 +64,60 @@ func (l *launcher) writeFiles(ctx context.Context, p plan) error {
 		create += ", max_bytes: " + p.maxBytes
 	}
 	subjects := fmt.Sprintf("subjects: [%q]", chaosPrefix+">")
-	if p.partitions > 1 {
-		parts := make([]string, p.partitions)
+	if p.topics.partitions > 1 {
+		parts := make([]string, p.topics.partitions)
 		for i := range parts {
-			parts[i] = fmt.Sprintf("[%q]", fmt.Sprintf("%sp%d.*", chaosPrefix, i))
+			parts[i] = fmt.Sprintf("[%q]", topicFilter(i))
 		}
 		subjects = "partitions: [" + strings.Join(parts, ", ") + "]"
 	}
+	hold, rule, period := "", "", ""
+	if p.denied != nil {
+		hold = fmt.Sprintf("\n      on_scope_unavailable: hold\n      hold: {create: {replicas: %d}}", p.replicas)
+		rule = "\n    - {match: \"keyweir.hold.*\", scope: \"hold/{{wildcard(1)}}\", authorities: [local]}"
+	}
+	if p.period > 0 {
+		period = fmt.Sprintf(", reuse: %v, lease: %v", p.period, p.period)
+	}
 	text := strings.NewReplacer(
-		"SUBJECTS", subjects,
+		"SUBJECTS", subjects, "HOLDS", hold, "HOLDRULE", rule, "PERIOD", period, "TOPICS", topicRule,
 		"DIR", dir, "URL", p.url, "KEYSVC", public["keysvc"], "GATEWAY", public["gateway"], "READER", public["reader"],
-		"SOURCE", chaosSource, "SEALED", chaosSealed, "PREFIX", chaosPrefix, "ROUTE", chaosRoute,
+		"SOURCE", chaosSource, "SEALED", chaosSealed, "ROUTE", chaosRoute,
 		"ENGINE", p.engine, "CREATE", create, "REPLICAS", fmt.Sprint(p.replicas),
 	).Replace(planYAML)
-	if err := os.WriteFile(configPath(dir), []byte(text), 0o600); err != nil {
-		return fmt.Errorf("writing configuration: %w", err)
+	files := map[string]string{configPath(dir): strings.ReplaceAll(text, "GRANTED", p.granted(nil))}
+	if p.denied != nil {
+		files[deniedPath(dir)] = strings.ReplaceAll(text, "GRANTED", p.granted(p.denied))
+	}
+	for path, text := range files {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return fmt.Errorf("writing configuration: %w", err)
+		}
 	}
 	profile := &streams.Profile{
 		Version: 1, Service: "chaos", Pins: []string{public["keysvc"]}, Identity: "reader.nk",
-		Scopes: []keysvc.ScopeRule{{Match: chaosPrefix + "*.*", Scope: "{{wildcard(2)}}"}},
+		Scopes: []keysvc.ScopeRule{{Match: topicRule, Scope: "{{wildcard(2)}}"}},
 		Accept: streams.ProfileAccept{Rules: []streams.ProfileRule{{
 			Scopes: []string{"*"}, Schemes: []string{"single"}, Authorities: [][]string{{"local"}},
 		}}},
 	}
 	return profile.WriteFile(profilePath(dir))
+}
+
+// granted are the gateway's grants to seal, for all scopes but those that are
+// denied.
+func (p *plan) granted(denied []int) string {
+	if p.denied == nil {
+		return "{to: gateway, may: [generate], scopes: [\"*\"]}"
+	}
+	var scopes []string
+	for i := range p.topics.scopes {
+		if !slices.Contains(denied, i) {
+			scopes = append(scopes, scopeName(i))
+		}
+	}
+	return "{to: gateway, may: [generate], scopes: [" + strings.Join(scopes, ", ") + "]}\n" +
+		"    - {to: gateway, may: [generate, open], scopes: [hold/" + chaosRoute + "]}"
 }
 
 // planYAML keeps claims short, so that a successor takes over soon, and purges the
@@ -91,17 +131,17 @@ gateway:
     - name: ROUTE
       source: {nats: hub, stream: SOURCE, SUBJECTS, after_seal: purge, start: first}
       sealed: {nats: hub, stream: SEALED, subject: "sealed.>", create: {CREATE}, sync_interval: always}
-      engine: ENGINE
+      engine: ENGINEHOLDS
 keysvc:
   nats: hub
   store: "DIR/keysvc"
   identity: "file:DIR/keysvc.nk"
   authorities: {local: "local://DIR/authority?domain-key=file:DIR/domain.key"}
-  scopes:
-    - {match: "PREFIX*.*", scope: "{{wildcard(2)}}", authorities: [local]}
+  scopes:HOLDRULE
+    - {match: "TOPICS", scope: "{{wildcard(2)}}", authorities: [local]PERIOD}
   principals: {gateway: GATEWAY, reader: READER}
   grants:
-    - {to: gateway, may: [generate], scopes: ["*"]}
+    - GRANTED
     - {to: gateway, may: [route-key], scopes: [route/ROUTE]}
     - {to: reader, may: [open], scopes: ["*"]}
   directory: {replicas: REPLICAS}

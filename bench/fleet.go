@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,6 +25,7 @@ type fleet struct {
 	keysvc   *process
 	gateways []*process
 	started  int
+	restarts int // of the key service
 }
 
 func newFleet(l *launcher, js jetstream.JetStream, claims int) *fleet {
@@ -83,9 +85,42 @@ func (f *fleet) working(ctx context.Context) ([]*process, error) {
 	}
 }
 
-// holders finds the living gateways that claims name, none twice; nil if there is a
-// claim that none of them holds.
+// restartKeysvc ends the key service, and returns when the next one answers, which
+// runs by another configuration.
+func (f *fleet) restartKeysvc(ctx context.Context, config string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.keysvc.stop(ctx); err != nil {
+		return err
+	}
+	f.restarts++
+	p, err := f.start(fmt.Sprintf("keysvc-%03d", f.restarts), "keysvc", "--config", config)
+	if err != nil {
+		return err
+	}
+	f.keysvc = p
+	return p.logged(ctx, "key service started")
+}
+
+// holders returns the living gateways that hold claims, none twice; nil if there is
+// a claim that none of them holds.
 func (f *fleet) holders(ctx context.Context) ([]*process, error) {
+	by, err := f.byPartition(ctx)
+	if err != nil || len(by) < f.claims {
+		return nil, err
+	}
+	var out []*process
+	for i := range f.claims {
+		if p := by[i]; !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// byPartition returns the living gateway that holds the claim of each partition, as
+// far as there is one.
+func (f *fleet) byPartition(ctx context.Context) (map[int]*process, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	kv, err := f.js.KeyValue(ctx, gateway.ClaimsBucket)
@@ -96,14 +131,16 @@ func (f *fleet) holders(ctx context.Context) ([]*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading claims: %w", err)
 	}
-	slices.Sort(keys)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var out []*process
-	held := 0
+	out := make(map[int]*process)
 	for _, key := range keys {
 		if !strings.HasPrefix(key, chaosSealed) { // instances have entries too
 			continue
+		}
+		partition, err := strconv.Atoi(key[strings.LastIndexByte(key, '.')+1:])
+		if err != nil || partition < 0 || partition >= f.claims {
+			return nil, fmt.Errorf("reading claims: %q is none of a partition", key)
 		}
 		e, err := kv.Get(ctx, key)
 		if errors.Is(err, jetstream.ErrKeyNotFound) {
@@ -113,16 +150,10 @@ func (f *fleet) holders(ctx context.Context) ([]*process, error) {
 			return nil, fmt.Errorf("reading claims: %w", err)
 		}
 		for _, p := range f.gateways {
-			if !p.alive() || !strings.Contains(string(e.Value()), p.name) {
-				continue
-			}
-			if held++; !slices.Contains(out, p) {
-				out = append(out, p)
+			if p.alive() && strings.Contains(string(e.Value()), p.name) {
+				out[partition] = p
 			}
 		}
-	}
-	if held < f.claims {
-		return nil, nil
 	}
 	return out, nil
 }

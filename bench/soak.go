@@ -74,6 +74,8 @@ type SoakSample struct {
 	cpu         float64
 }
 
+var soakTopics = topics{subjects: soakSubjects, scopes: soakSubjects, partitions: 1}
+
 // soakSubjects is how many subjects, and scopes, the messages have; soakBytes
 // bounds the sealed stream, whose oldest messages go.
 const (
@@ -168,7 +170,7 @@ func (s *soak) start(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
-	if err := s.launcher.writeFiles(ctx, plan{url: s.servers.url(), engine: s.Engine, replicas: 1, partitions: 1, maxBytes: soakBytes}); err != nil {
+	if err := s.launcher.writeFiles(ctx, plan{url: s.servers.url(), engine: s.Engine, replicas: 1, topics: soakTopics, maxBytes: soakBytes}); err != nil {
 		return err
 	}
 	s.fleet = newFleet(s.launcher, s.js, 1)

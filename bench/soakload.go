@@ -12,7 +12,7 @@ import (
 // publish sends one more message.
 func (s *soak) publish(payload []byte) error {
 	n := s.sent.Add(1)
-	if _, err := s.js.PublishAsync(chaosSubject(int(n%soakSubjects), 1), payload, jetstream.WithStallWait(chaosPatience)); err != nil {
+	if _, err := s.js.PublishAsync(soakTopics.subject(int(n%soakSubjects)), payload, jetstream.WithStallWait(chaosPatience)); err != nil {
 		return fmt.Errorf("publishing: %w", err)
 	}
 	return nil

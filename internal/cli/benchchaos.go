@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,11 +25,16 @@ over) the gateway that works, kills and restarts servers, and then reads the who
 sealed stream: of all messages that the source stream acknowledged, none may be
 lost, doubled, reordered or unreadable.
 
+With --deny the key service refuses some of --scopes for a while, as it does when
+grants are taken back, and the route holds their messages. Publishing goes on at
+--rate all the time, and faults strike while messages are held and while they are
+released. The others must not wait, and what was held must come out in order.
+
 A single server syncs every write if it is to be killed. With three servers all
 streams have three replicas, and the leader of the source or of the sealed stream
 is killed each time. The seed, also in the result, repeats the order of the faults
 and of what is published; not their timing.`,
-		Example: "  keyweir bench chaos --messages 60000 --kills 30 --zombies 10 --json\n  keyweir bench chaos --servers 3 --server-kills 20 --kills 10 --messages 300000",
+		Example: "  keyweir bench chaos --messages 60000 --kills 30 --zombies 10 --json\n  keyweir bench chaos --servers 3 --server-kills 20 --kills 10 --messages 300000\n  keyweir bench chaos --scopes 50 --deny 1 --deny-for 5m --rate 400 --kills 6 --zombies 2",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			self, err := os.Executable()
 			if err != nil {
@@ -41,10 +47,21 @@ and of what is published; not their timing.`,
 			if cfg.Servers != 1 && cfg.Servers != 3 {
 				return usagef("--servers %d, want 1 or 3", cfg.Servers)
 			}
+			total := int64(cfg.Messages)
+			switch changed := cmd.Flags().Changed; {
+			case cfg.Deny <= 0:
+			case changed("messages"):
+				return usagef("--messages does not go together with --deny, which publishes at --rate as long as it takes")
+			default:
+				cfg.Messages, total = 0, -1 // not known
+			}
+			if !cmd.Flags().Changed("subjects") && cfg.Scopes > 0 {
+				cfg.Subjects = 0 // by the scopes
+			}
 			if verbose {
 				cfg.Log = u.err
 			}
-			set, end := u.progress("relaying", int64(cfg.Messages))
+			set, end := u.progress("relaying", total)
 			cfg.Progress = set
 			r, err := bench.Chaos(cmd.Context(), cfg)
 			end()
@@ -56,6 +73,11 @@ and of what is published; not their timing.`,
 			} else {
 				err = u.printf("%d messages, %d partitions, %d kills, %d zombies, %d server kills, %d pauses, engine %s, seed %d, %.1f s\nlost %d, duplicated %d, out of order %d, undecryptable %d, mismatched %d, broken links %d, unreleased %d\n",
 					r.Messages, r.Partitions, r.Kills, r.Zombies, r.ServerKills, r.Pauses, r.Engine, r.Seed, r.Seconds, r.Lost, r.Duplicated, r.OutOfOrder, r.Undecryptable, r.Mismatched, r.BrokenLinks, r.Unreleased)
+				if d := r.Denial; err == nil && d != nil {
+					err = u.printf("%d of %d scopes denied for %.1f s, at most %d messages held, released within %.1f s; of the others %d were published and %d sealed meanwhile\nwhile held %d kills and %d zombies, while releasing %d and %d\n",
+						d.DeniedScopes, r.Scopes, d.DeniedSeconds, d.HeldMax, d.DrainSeconds, d.OthersPublished, d.OthersSealed,
+						d.KillsWhileHeld, d.ZombiesWhileHeld, d.KillsWhileReleasing, d.ZombiesWhileReleasing)
+				}
 			}
 			if err == nil && !r.OK() {
 				err = withHint(fmt.Errorf("the sealed stream is damaged"), "this is a bug of keyweir; please report it with the seed %d", r.Seed)
@@ -66,6 +88,10 @@ and of what is published; not their timing.`,
 	fs := cmd.Flags()
 	fs.IntVar(&cfg.Messages, "messages", 60_000, "messages to publish")
 	fs.IntVar(&cfg.Subjects, "subjects", 32, "subjects to spread them over")
+	fs.IntVar(&cfg.Scopes, "scopes", 0, "scopes that the subjects belong to, three each by default (default: one for each subject)")
+	fs.IntVar(&cfg.Deny, "deny", 0, "scopes that the key service refuses for a while; the route holds them")
+	fs.DurationVar(&cfg.DenyFor, "deny-for", 5*time.Minute, "how long it refuses them")
+	fs.IntVar(&cfg.Rate, "rate", 0, "messages per second (default: as many as the relay takes, with --deny 300)")
 	fs.IntVar(&cfg.Kills, "kills", 30, "kill -9 of the working gateway")
 	fs.IntVar(&cfg.Zombies, "zombies", 10, "freezes of the working gateway")
 	fs.IntVar(&cfg.ServerKills, "server-kills", 0, "kill -9 and restart of a nats-server")
