@@ -49,6 +49,7 @@ type drill struct {
 
 	released chan int // capacity 1: the partition of a message just released
 	lastSeen time.Time
+	kept     int // sealed messages of the denied scopes before the release
 }
 
 // drillRounds bounds how often scopes are denied again, since no kill hit a
@@ -168,11 +169,16 @@ func (d *drill) hit(ctx context.Context, count *int, p *process, partition int, 
 		return nil
 	}
 	*count++
-	what := "held"
-	if releasing {
-		what = "were being released"
+	d.r.HeldMax = max(d.r.HeldMax, h.total)
+	if !releasing {
+		fmt.Fprintf(d.c.Log, "hit %s while %d messages of partition %d were held\n", p.name, h.denied[partition], partition)
+		return nil
 	}
-	fmt.Fprintf(d.c.Log, "hit %s while %d messages of partition %d %s\n", p.name, h.denied[partition], partition, what)
+	s, err := d.sealed(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(d.c.Log, "hit %s while %d messages of partition %d were held, %d of all had been released\n", p.name, h.denied[partition], partition, s.denied-d.kept)
 	return nil
 }
 
@@ -250,12 +256,16 @@ func (d *drill) caughtUp(ctx context.Context, before sealedCount, published int6
 // release what they held, and waits until all of it is.
 func (d *drill) allow(ctx context.Context, faults []strike) error {
 	c := d.c
+	kept, err := d.sealed(ctx)
+	if err != nil {
+		return err
+	}
 	if err := c.fleet.restartKeysvc(ctx, configPath(c.Dir)); err != nil {
 		return err
 	}
 	begin := time.Now()
 	fmt.Fprintf(c.Log, "scopes %v allowed at message %d\n", d.scopes, c.sealed.now())
-	d.lastSeen = begin
+	d.kept, d.lastSeen = kept.denied, begin
 	for i, fault := range faults {
 		p, partition, err := d.releasing(ctx)
 		if err != nil {

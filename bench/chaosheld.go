@@ -79,8 +79,12 @@ func (d *drill) held(ctx context.Context) (h heldCount, err error) {
 			return h, err
 		}
 		for subject, n := range subjects {
+			partition, scope, ok := topicOf(subject)
+			if !ok {
+				continue // the gateway's own
+			}
 			h.total += n
-			if partition, scope, ok := topicOf(subject); ok && d.named(scope) {
+			if d.named(scope) {
 				h.denied[partition] += n
 			}
 		}

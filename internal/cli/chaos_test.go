@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 
 	"github.com/keyweir/keyweir/bench"
 )
@@ -44,7 +45,30 @@ func TestChaosCluster(t *testing.T) {
 	chaos(t, bench.ChaosConfig{Messages: 60_000, Kills: 10, Zombies: 3, Servers: 3, ServerKills: 10})
 }
 
-func chaos(t *testing.T, cfg bench.ChaosConfig) {
+// TestChaosDenied has the key service refuse scopes for a while, and gateways killed
+// while they hold and release the messages of these.
+func TestChaosDenied(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for keys to end and to be asked for again: not with -short")
+	}
+	t.Parallel() // waits for most of its time
+	cfg := bench.ChaosConfig{Scopes: 8, Deny: 1, DenyFor: 2 * time.Second, Rate: 400, Kills: 2, Zombies: 1}
+	if os.Getenv("KEYWEIR_CHAOS") == "full" {
+		cfg.Scopes, cfg.Deny, cfg.DenyFor, cfg.Kills, cfg.Zombies = 50, 2, time.Minute, 8, 3
+	}
+	r := chaos(t, cfg)
+	if r.DeniedSeconds < cfg.DenyFor.Seconds() || r.HeldMax == 0 || r.DrainSeconds == 0 {
+		t.Errorf("denied for %v s, %d held, released within %v s", r.DeniedSeconds, r.HeldMax, r.DrainSeconds)
+	}
+	if r.KillsWhileHeld == 0 || r.KillsWhileReleasing == 0 {
+		t.Errorf("%d kills while messages were held, %d while they were released", r.KillsWhileHeld, r.KillsWhileReleasing)
+	}
+	if r.OthersPublished == 0 || r.OthersSealed < r.OthersPublished {
+		t.Errorf("%d messages of other scopes were published during the denial, %d sealed", r.OthersPublished, r.OthersSealed)
+	}
+}
+
+func chaos(t *testing.T, cfg bench.ChaosConfig) *bench.ChaosReport {
 	t.Helper()
 	keyweir, err := exec.LookPath("keyweir") // this test binary, see TestMain
 	if err != nil {
@@ -63,6 +87,7 @@ func chaos(t *testing.T, cfg bench.ChaosConfig) {
 	if !r.OK() {
 		t.Errorf("seed %d: something was lost, doubled, reordered or damaged", r.Seed)
 	}
+	return r
 }
 
 type testWriter struct{ t *testing.T }
