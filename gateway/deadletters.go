@@ -258,18 +258,12 @@ func (w *worker) parkedBehind(ctx context.Context, p *place) (map[uint64]bool, e
 	if pos, _, _, err := deadletter.ParseSubject(last.subject); err == nil && pos.Sequence <= p.cursor.scanned && last.header.Get(deadletter.HeaderRetried) == "" {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*requestTimeout) // there may be many
-	defer cancel()
-	s, err := w.sealedJS.Stream(ctx, d.Stream)
+	subjects, err := w.letterSubjects(ctx, filter)
 	if err != nil {
-		return nil, fmt.Errorf("reading dead letters: %w", err)
-	}
-	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
-	if err != nil {
-		return nil, fmt.Errorf("reading dead letters: %w", err)
+		return nil, err
 	}
 	var known map[uint64]bool
-	for subject := range info.State.Subjects {
+	for subject := range subjects {
 		pos, _, _, err := deadletter.ParseSubject(subject)
 		if err != nil || pos.Sequence <= p.cursor.scanned {
 			continue
@@ -280,6 +274,21 @@ func (w *worker) parkedBehind(ctx context.Context, p *place) (map[uint64]bool, e
 		known[pos.Sequence] = true
 	}
 	return known, nil
+}
+
+// letterSubjects returns the subjects in the dead-letter stream that match filter.
+func (w *worker) letterSubjects(ctx context.Context, filter string) (map[string]uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*requestTimeout) // there may be many
+	defer cancel()
+	s, err := w.sealedJS.Stream(ctx, w.route.DeadLetters.Stream)
+	if err != nil {
+		return nil, fmt.Errorf("reading dead letters: %w", err)
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(filter))
+	if err != nil {
+		return nil, fmt.Errorf("reading dead letters: %w", err)
+	}
+	return info.State.Subjects, nil
 }
 
 // releaseLag is like the sealed stream's.

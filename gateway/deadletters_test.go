@@ -28,10 +28,15 @@ const letters = "DEAD"
 func newPoisonFixture(t *testing.T, cfg jetstream.StreamConfig) *fixture {
 	t.Helper()
 	f := newFixture(t, cfg, maxPayloadOption(64<<10))
-	f.keys = newFakeKeys(keysvc.ScopeRule{Match: "in.*.>", Scope: "tenant/{{wildcard(1)}}"}, keysvc.ScopeRule{Match: "keyweir.quarantine.*", Scope: "quarantine/{{wildcard(1)}}"})
+	f.keys.rules = newPoisonRules()
 	f.route.Source.AfterSeal = gateway.AfterSealPurge
 	f.route.DeadLetters = &gateway.DeadLetters{Stream: letters, Create: &gateway.CreateSealed{}}
 	return f
+}
+
+// newPoisonRules give every subject but in.* a scope, and the quarantine.
+func newPoisonRules() *keysvc.ScopeRules {
+	return newFakeKeys(keysvc.ScopeRule{Match: "in.*.>", Scope: "tenant/{{wildcard(1)}}"}, keysvc.ScopeRule{Match: "keyweir.quarantine.*", Scope: "quarantine/{{wildcard(1)}}"}).rules
 }
 
 // poison is a kind of message that cannot be sealed as it is.

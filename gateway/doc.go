@@ -48,7 +48,8 @@
 // [EngineFast] writes batches under the server's flow control, [EngineDurable]
 // atomic batches of up to 1,000 messages or 1 MiB, [EngineAsync] message by
 // message. [EngineAuto] takes durable for one replica with sync_interval: always,
-// else async; the log and [RouteStats] say which. Sealed streams that the gateway makes allow all of them.
+// else async; the log and [RouteStats] say which. Sealed streams that the gateway
+// makes allow all of them.
 //
 // # What stops a route
 //
@@ -74,9 +75,10 @@
 // purge) and $JS.ACK (queues) of the stream. On the sealed side: STREAM.INFO,
 // STREAM.MSG.GET and STREAM.CREATE of the stream and of KV_KEYWEIR_claims and
 // KV_KEYWEIR_positions, CONSUMER.CREATE, CONSUMER.MSG.NEXT and CONSUMER.DELETE of
-// the stream (after a crash its last messages are checked), and publishing to the sealed subjects, which nobody else
-// should be allowed, and to $KV.KEYWEIR_claims.> and $KV.KEYWEIR_positions.>. A route
-// with a Hold needs the same for its hold stream, and STREAM.PURGE of it.
+// the stream (after a crash its last messages are checked), and publishing to the
+// sealed subjects, which nobody else should be allowed, and to
+// $KV.KEYWEIR_claims.> and $KV.KEYWEIR_positions.>. A route with a Hold needs the same
+// for its hold stream, and STREAM.PURGE of it.
 //
 // Core ingest needs STREAM.NAMES, the queue group [QueueGroup] on its subjects and
 // allow_responses on the source, and STREAM.INFO, STREAM.CREATE and publishing to

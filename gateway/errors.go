@@ -113,7 +113,7 @@ var hints = []struct {
 	{ErrPosition, "check who else may publish to the sealed subjects or delete from the sealed stream; then name the first source sequence to seal with --resume-from"},
 	{ErrLayout, "configure the recorded partitions again; to change them, run them with --drain until it ends, take the subjects from their sealed streams or delete those, then start the new ones with new sealed streams"},
 	{ErrNoStart, "set the route's start to first, new, a sequence or a time"},
-	{ErrUnsealed, "they came before the route's start, were skipped by --resume-from, or their sealed copies expired: seal or remove those yourself first"},
+	{ErrUnsealed, "they came before the route's start, were skipped by --resume-from, or their sealed copies or dead letters are gone: seal or remove those yourself first"},
 	{ErrDeadLetters, "see to it that the dead-letter stream exists, takes the route's subjects, allows atomic batches and has room, and that a scope rule covers the quarantine subject"},
 	{ErrTooLarge, "give the route dead_letters; or raise max_payload of the sealed stream's server (or the stream's max_msg_size), or remove the message from the source stream"},
 	{ErrHeaders, "an envelope carries at most 64 headers of 32 KiB; give the route dead_letters, or remove the message from the source stream"},

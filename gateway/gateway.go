@@ -221,7 +221,8 @@ func (g *Gateway) newWorker(keys Keys, r Route, of part) (*worker, error) {
 // be released and gives up the claims. It then returns nil, or the [*RouteError]s
 // of the routes that had stopped, joined. One route's stop does not touch the
 // others, nor one partition's; Run returns early only when all have stopped or are
-// drained. It blocks, and may be called once. [Gateway.Reconfigure] changes the routes meanwhile.
+// drained. It blocks, and may be called once. [Gateway.Reconfigure] changes the
+// routes meanwhile.
 func (g *Gateway) Run(ctx context.Context) error {
 	if g.started.Swap(true) {
 		return errors.New("gateway: Run was called before")

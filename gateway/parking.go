@@ -39,39 +39,40 @@ type parking struct {
 }
 
 // parked reports whether a source message was parked before this tenure.
-func (p *parking) parked(ctx context.Context, seq uint64) (bool, error) {
-	if p == nil || !p.known[seq] {
+func (p *parking) parked(ctx context.Context, it *item) (bool, error) {
+	if p == nil || !p.known[it.seq] {
 		return false, nil
 	}
-	if err := p.confirm(ctx, seq); err != nil {
+	if _, err := p.confirm(ctx, it.seq, it.timestamp); err != nil {
 		return false, err
 	}
-	delete(p.known, seq)
+	delete(p.known, it.seq)
 	return true, nil
 }
 
-// confirm checks that what is stored on a dead letter's subject is one of this
-// route. errNoMessage: nothing is.
-func (p *parking) confirm(ctx context.Context, seq uint64) error {
+// confirm checks that what is stored on a dead letter's subject is one that this
+// route made of the source message stored at timestamp, and returns it.
+// errNoMessage: nothing is.
+func (p *parking) confirm(ctx context.Context, seq uint64, timestamp int64) (*stored, error) {
 	pos := p.position(seq)
 	m, err := getFromLeader(ctx, p.w.route.Sealed.Conn, p.letters.Stream, getRequest{LastFor: pos.Subject(p.letters.Subject, 1)})
 	if err != nil {
-		return fmt.Errorf("reading dead letter of message %d: %w", seq, err)
+		return nil, fmt.Errorf("reading dead letter of message %d: %w", seq, err)
 	}
 	proof, err := deadletter.ParseProof(m.header.Get(deadletter.HeaderProof))
 	hash := sha256.Sum256(m.data)
-	if err != nil || !hmac.Equal(proof.MAC[:], p.mac(seq, proof.Hash)) || m.header.Get(deadletter.HeaderRetried) == "" && hash != proof.Hash {
-		return fmt.Errorf("%w: message %d of stream %s, on %s, was written by somebody else", ErrDeadLetters, m.seq, p.letters.Stream, m.subject)
+	if err != nil || !hmac.Equal(proof.MAC[:], p.mac(seq, timestamp, proof.Hash)) || m.header.Get(deadletter.HeaderRetried) == "" && hash != proof.Hash {
+		return nil, fmt.Errorf("%w: message %d of stream %s, on %s, was written by somebody else, or is of another message", ErrDeadLetters, m.seq, p.letters.Stream, m.subject)
 	}
-	return nil
+	return m, nil
 }
 
 func (p *parking) position(seq uint64) deadletter.Position {
 	return deadletter.Position{Route: p.w.route.Name, Chain: p.chain, Sequence: seq}
 }
 
-// mac proves that the route itself parked a source message.
-func (p *parking) mac(seq uint64, hash [32]byte) []byte {
+// mac proves that the route itself parked the source message stored at timestamp.
+func (p *parking) mac(seq uint64, timestamp int64, hash [32]byte) []byte {
 	raw := envelope.ExposeDataKey(p.w.routeKey)
 	defer clear(raw)
 	m := hmac.New(sha256.New, raw)
@@ -80,6 +81,7 @@ func (p *parking) mac(seq uint64, hash [32]byte) []byte {
 	b = appendString(b, p.letters.Stream)
 	b = append(b, p.chain[:]...)
 	b = binary.BigEndian.AppendUint64(b, seq)
+	b = binary.BigEndian.AppendUint64(b, uint64(timestamp))
 	m.Write(append(b, hash[:]...))
 	return m.Sum(nil)
 }
@@ -97,7 +99,7 @@ func (t *tenure) deadLetter(ctx context.Context, it *item, gap uint64, reason st
 	if err != nil {
 		return err
 	}
-	stored, err := p.store(ctx, it.seq, msgs)
+	stored, err := p.store(ctx, it, msgs)
 	if err != nil {
 		return err
 	}
@@ -195,7 +197,7 @@ func (l *letter) sealAs(ctx context.Context, subject string) ([]*nats.Msg, error
 	}
 	clear(body[:cap(body)])
 	proof := deadletter.Proof{Hash: sha256.Sum256(out[0].Data)}
-	copy(proof.MAC[:], l.mac(l.it.seq, proof.Hash))
+	copy(proof.MAC[:], l.mac(l.it.seq, l.it.timestamp, proof.Hash))
 	for _, m := range out {
 		m.Header.Set(deadletter.HeaderProof, proof.String())
 	}
@@ -308,13 +310,13 @@ const maxTries = 10
 
 // store publishes a dead letter until it is stored, or found stored; stored tells
 // which.
-func (p *parking) store(ctx context.Context, seq uint64, msgs []*nats.Msg) (stored bool, err error) {
+func (p *parking) store(ctx context.Context, it *item, msgs []*nats.Msg) (stored bool, err error) {
 	w := p.w
 	pause := newPause(w.tune.retry, w.tune.retryMax)
 	for taken, tries := 0, 1; ; tries++ {
 		err := p.publish(ctx, msgs)
 		if errors.Is(err, ErrFenced) {
-			switch cerr := p.confirm(ctx, seq); {
+			switch _, cerr := p.confirm(ctx, it.seq, it.timestamp); {
 			case cerr == nil:
 				return false, nil
 			case !errors.Is(cerr, errNoMessage):
@@ -335,7 +337,7 @@ func (p *parking) store(ctx context.Context, seq uint64, msgs []*nats.Msg) (stor
 			return false, err
 		}
 		w.board.failed(StateRetrying, err)
-		w.log.Warn("parking a dead letter failed, trying again", "sequence", seq, "error", err)
+		w.log.Warn("parking a dead letter failed, trying again", "sequence", it.seq, "error", err)
 		if err := pause.wait(ctx); err != nil {
 			return false, err
 		}

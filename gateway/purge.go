@@ -42,10 +42,12 @@ type PurgeReport struct {
 	// nothing between matches.
 	UpTo uint64
 	// Messages of the route are in the source at or below UpTo. Each has a sealed
-	// copy of its own.
+	// copy of its own, or a dead letter.
 	Messages uint64
-	// Young counts sealed messages that a power failure might still undo; what
-	// they are copies of stays.
+	// Parked counts those of Messages whose copy is a dead letter.
+	Parked uint64
+	// Young counts sealed messages and dead letters that a power failure might
+	// still undo; what they are copies of stays, and what came after it.
 	Young uint64
 	// Purged says that Messages were removed; false after a dry run.
 	Purged bool
@@ -59,9 +61,11 @@ type PurgeReport struct {
 // start of a worker, with the same errors: [ErrPosition], [ErrSourceChanged],
 // [ErrSource], [ErrDestination]. Then every source message up to there is compared
 // with the sealed stream: it must have a sealed copy of this route, of the same
-// sequence and time, older than the sync interval. If one has none, since
-// it came before the route's start, was skipped by ResumeFrom, or its copy has
-// expired, nothing is removed: [ErrUnsealed]. Only the route's subjects are purged.
+// sequence and time, older than the sync interval. A dead letter of that message,
+// with all its parts, is a copy too; the mark of one sent back to the source stands
+// for what came of it. If a message has none, since it came before the route's
+// start, was skipped by ResumeFrom, or its copy has expired, nothing is removed:
+// [ErrUnsealed]. Only the route's subjects are purged.
 //
 // The source has to be a stream with limits; work queues and interest streams are
 // released by the gateway. Errors are [*RouteError]s, except those of ctx. After an
@@ -69,6 +73,10 @@ type PurgeReport struct {
 func Purge(ctx context.Context, cfg PurgeConfig) (*PurgeReport, error) {
 	r, err := cfg.Route, error(nil)
 	r.Sealed.Create, r.ResumeFrom = nil, nil
+	if r.DeadLetters != nil {
+		own := *r.DeadLetters
+		own.Create, r.DeadLetters = nil, &own
+	}
 	if r, err = r.withDefaults(); err != nil {
 		return nil, err
 	}
@@ -209,18 +217,20 @@ func (p *purger) compare(ctx context.Context, place *place, d *destination, r *P
 		return err
 	}
 	total := d.lastSeq
-	copies := &scanner{nc: w.route.Sealed.Conn, js: w.sealedJS, stream: d.config.Name, heartbeat: w.tune.heartbeat}
-	defer copies.close(ctx)
+	sealed := &scanner{nc: w.route.Sealed.Conn, js: w.sealedJS, stream: d.config.Name, heartbeat: w.tune.heartbeat}
+	defer sealed.close(ctx)
 	from := &scanner{
 		nc: w.route.Source.Conn, js: w.sourceJS, stream: r.Source, filters: r.Subjects, heartbeat: w.tune.heartbeat,
 	}
 	defer from.close(ctx)
+	letters := &letterCopies{w: w, now: now}
 	signer, chain := newSigner(w.routeKey, &w.home, place.chain, place.created), place.chain
 	var last uint64 // source sequence of the copy before
 	var have *item  // the source message not yet compared
 	var missing, firstMissing uint64
+copies:
 	for n := uint64(1); ; n++ {
-		it, err := copies.next(ctx)
+		it, err := sealed.next(ctx)
 		if err != nil {
 			return err
 		}
@@ -254,22 +264,62 @@ func (p *purger) compare(ctx context.Context, place *place, d *destination, r *P
 			if have == nil || have.seq > pos.sequence {
 				break // the source no longer holds the original
 			}
-			at, same := have.seq, have.seq == pos.sequence && have.timestamp == pos.timestamp
+			lone, at, same := have, have.seq, have.seq == pos.sequence && have.timestamp == pos.timestamp
 			have = nil
 			if same {
 				r.Messages++
 				r.UpTo = at
 				break
 			}
-			if missing++; firstMissing == 0 {
-				firstMissing = at
+			switch of, err := letters.of(ctx, lone); {
+			case err != nil:
+				return err
+			case of == letterSafe:
+				r.count(at)
+			case of == letterYoung:
+				r.Young += 2 // with the copy before which it stands
+				continue copies
+			default:
+				if missing++; firstMissing == 0 {
+					firstMissing = at
+				}
 			}
 		}
 	}
 	if missing > 0 {
 		return fmt.Errorf("%w: %d messages of stream %s from sequence %d on, while the position is %d", ErrUnsealed, missing, r.Source, firstMissing, r.Position)
 	}
+	// What was parked behind the last sealed copy.
+	for r.Young == 0 {
+		if have == nil {
+			if have, err = from.next(ctx); err != nil {
+				return err
+			}
+		}
+		if have == nil || have.seq > place.cursor.scanned {
+			return nil
+		}
+		of, err := letters.of(ctx, have)
+		switch {
+		case err != nil:
+			return err
+		case of == letterYoung:
+			r.Young++
+		case of == letterNone:
+			return nil
+		default:
+			r.count(have.seq)
+		}
+		have = nil
+	}
 	return nil
+}
+
+// count adds a message whose dead letter is safe.
+func (r *PurgeReport) count(seq uint64) {
+	r.Messages++
+	r.Parked++
+	r.UpTo = seq
 }
 
 // serverTime is now on the clock that stamps the sealed messages.

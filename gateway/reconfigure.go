@@ -41,6 +41,33 @@ func (g *Gateway) Reconfigure(ctx context.Context, keys Keys, routes []Route) (C
 	if g.opens {
 		return Changes{}, fmt.Errorf("%w: what opens cannot begin to seal", ErrConfig)
 	}
+	return g.request(ctx, keys, routes)
+}
+
+// ReconfigureUnseal is [Gateway.Reconfigure] for what [NewUnseal] made. Of cfg,
+// Routes, Opener and Keys count. Nil Keys keep those in use; with others, or with
+// another Opener, every route starts anew. The Opener before it is no longer in use
+// when this returns without an error.
+func (g *Gateway) ReconfigureUnseal(ctx context.Context, cfg UnsealConfig) (Changes, error) {
+	if !g.opens {
+		return Changes{}, fmt.Errorf("%w: what seals cannot begin to open", ErrConfig)
+	}
+	if cfg.Opener == nil || len(cfg.Routes) == 0 {
+		return Changes{}, fmt.Errorf("%w: unsealing needs an opener and at least one route", ErrConfig)
+	}
+	var keys Keys
+	if cfg.Keys != nil {
+		keys = routeKeysOnly{cfg.Keys}
+	}
+	var routes []Route
+	for _, u := range cfg.Routes {
+		routes = append(routes, u.route(cfg.Opener))
+	}
+	return g.request(ctx, keys, routes)
+}
+
+// request has Run's goroutine reconfigure.
+func (g *Gateway) request(ctx context.Context, keys Keys, routes []Route) (Changes, error) {
 	q := reconfiguration{keys, routes, make(chan reconfigured, 1)}
 	select {
 	case g.requests <- q:

@@ -89,7 +89,7 @@ func (r *runner) look(now time.Time, log *slog.Logger) {
 // ResumeFrom does not count: it answers a route that stopped, and does nothing to
 // one that runs. Connections are compared by identity.
 func sameRoute(a, b Route) bool {
-	if a.Source.Conn != b.Source.Conn || a.Sealed.Conn != b.Sealed.Conn || a.unseal != b.unseal {
+	if a.Source.Conn != b.Source.Conn || a.Sealed.Conn != b.Sealed.Conn || !a.unseal.alike(b.unseal) {
 		return false
 	}
 	for _, r := range []*Route{&a, &b} {

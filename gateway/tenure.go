@@ -382,7 +382,7 @@ func (t *tenure) seal(ctx context.Context, items []item, gaps map[uint64]uint64)
 		if it.seq <= t.sealed() {
 			continue // a replica that lags begins a consumer earlier than it was told
 		}
-		if known, err := t.parking.parked(ctx, it.seq); err != nil {
+		if known, err := t.parking.parked(ctx, it); err != nil {
 			return i, err
 		} else if known {
 			t.passed(it, gaps[it.seq])

@@ -145,9 +145,18 @@ type unsealing struct {
 	parkJS   jetstream.JetStream
 }
 
+// alike reports whether both open alike; either may be nil. The opener and the
+// connection are compared by identity.
+func (u *unsealing) alike(o *unsealing) bool {
+	if u == nil || o == nil {
+		return u == o
+	}
+	return u.opener == o.opener && slices.Equal(u.subjects, o.subjects) && u.prefix == o.prefix && u.policy == o.policy && u.parking == o.parking
+}
+
 // NewUnseal checks cfg and makes a gateway whose routes open instead of sealing.
-// It does not block and asks no server, and cannot be reconfigured. Errors wrap
-// [ErrConfig].
+// It does not block and asks no server. [Gateway.ReconfigureUnseal] changes its
+// routes. Errors wrap [ErrConfig].
 func NewUnseal(cfg UnsealConfig) (*Gateway, error) {
 	if cfg.Keys == nil || cfg.Opener == nil || len(cfg.Routes) == 0 {
 		return nil, fmt.Errorf("%w: unsealing needs keys, an opener and at least one route", ErrConfig)

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/keyweir/keyweir/gateway"
 	"github.com/keyweir/keyweir/internal/natstest"
 )
@@ -107,4 +109,60 @@ func testUnsealCrashes(t *testing.T, e gateway.Engine) {
 	u.startBack()
 	u.plainCount(n, 15*time.Second)
 	u.verifyPlain(1, n)
+}
+
+// What opens is reconfigured with what it opens with.
+func TestReconfigureUnseal(t *testing.T) {
+	t.Parallel()
+	u := newUnsealFixture(t)
+	u.seal(1, 100)
+	sealing := u.start()
+	run := u.startBack()
+	u.plainCount(100, 20*time.Second)
+	cfg := func(routes ...gateway.Unseal) gateway.UnsealConfig {
+		return gateway.UnsealConfig{Opener: u.opener, Routes: routes}
+	}
+	bad := u.back
+	bad.Plain.Subjects = nil
+	for name, call := range map[string]func() (gateway.Changes, error){
+		"sealing begins to open": func() (gateway.Changes, error) { return sealing.g.ReconfigureUnseal(t.Context(), cfg(u.back)) },
+		"opening begins to seal": func() (gateway.Changes, error) {
+			return run.g.Reconfigure(t.Context(), nil, []gateway.Route{u.route})
+		},
+		"no opener": func() (gateway.Changes, error) {
+			return run.g.ReconfigureUnseal(t.Context(), gateway.UnsealConfig{Routes: []gateway.Unseal{u.back}})
+		},
+		"no routes": func() (gateway.Changes, error) { return run.g.ReconfigureUnseal(t.Context(), cfg()) },
+		"bad route": func() (gateway.Changes, error) { return run.g.ReconfigureUnseal(t.Context(), cfg(bad)) },
+	} {
+		if c, err := call(); !errors.Is(err, gateway.ErrConfig) {
+			t.Errorf("%s: %+v, %v, want ErrConfig", name, c, err)
+		}
+	}
+	for _, s := range []struct {
+		change func(*gateway.Unseal)
+		want   gateway.Changes
+	}{
+		{func(*gateway.Unseal) {}, gateway.Changes{Unchanged: []string{"unseal-r"}}},
+		{func(r *gateway.Unseal) { r.Window = 64 }, gateway.Changes{Restarted: []string{"unseal-r"}}},
+		{func(r *gateway.Unseal) { r.Plain.Subjects = []string{"in.*.x"} }, gateway.Changes{Restarted: []string{"unseal-r"}}},
+		{func(*gateway.Unseal) {}, gateway.Changes{Unchanged: []string{"unseal-r"}}},
+	} {
+		s.change(&u.back)
+		c, err := run.g.ReconfigureUnseal(t.Context(), cfg(u.back))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(s.want, c); d != "" {
+			t.Error(d)
+		}
+	}
+	other := cfg(u.back)
+	other.Keys = u.keys
+	if c, err := run.g.ReconfigureUnseal(t.Context(), other); err != nil || len(c.Restarted) != 1 {
+		t.Errorf("with other keys: %+v, %v", c, err)
+	}
+	u.publish(101, 200)
+	u.plainCount(200, 20*time.Second)
+	u.verifyPlain(1, 200)
 }

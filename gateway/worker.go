@@ -327,8 +327,8 @@ func (w *worker) keyPause(ctx context.Context, err error) error {
 }
 
 // checkCycle refuses sealed subjects, and those of dead letters, that the source
-// stream would take in again. Whether both streams are in one account shows when the source stream, with the
-// same creation time, is there on the sealed side too.
+// stream would take in again. Whether both streams are in one account shows when
+// the source stream, with the same creation time, is there on the sealed side too.
 func (w *worker) checkCycle(ctx context.Context, info *jetstream.StreamInfo) error {
 	targets := append(w.route.targets(w.prefix), w.route.DeadLetters.patterns()...)
 	if err := checkOwnOutput(&info.Config, w.route.Sealed.Stream); err != nil {

@@ -31,6 +31,7 @@ type fleet struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	public map[string]string
+	yaml   string // as written last, before what stands for keys and places was filled in
 }
 
 const fleetYAML = `service: test
@@ -52,6 +53,7 @@ keysvc:
     - {to: gateway, may: [generate], scopes: ["*"]}
     - {to: gateway, may: [route-key], scopes: ["route/*"]}
     - {to: reader, may: [open], scopes: ["*"]}
+    - {to: reader, may: [route-key], scopes: ["route/unseal-*"]}
 nats:
   hub: {url: "URL"}
   again: {url: "URL"}
@@ -103,6 +105,7 @@ func (f *fleet) configure(routes ...string) {
 
 func (f *fleet) write(yaml string) {
 	f.t.Helper()
+	f.yaml = yaml
 	text := strings.NewReplacer("DIR", f.dir, "URL", f.srv.ClientURL(), "KEYSVC", f.public["keysvc"], "GATEWAY", f.public["gateway"], "READER", f.public["reader"]).Replace(yaml)
 	next := f.config() + ".next"
 	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
@@ -245,11 +248,11 @@ func (f *fleet) sealed(name string, want int) {
 	})
 }
 
-// verify wants messages 1..n, each once and in order.
-func (f *fleet) verify(name string, n int) {
+// profile writes one that accepts everything, and returns its path.
+func (f *fleet) profile(name string, timeout time.Duration) string {
 	f.t.Helper()
 	p := &streams.Profile{
-		Version: 1, Service: "test", Pins: []string{f.public["keysvc"]}, Identity: "reader.nk",
+		Version: 1, Service: "test", Pins: []string{f.public["keysvc"]}, Identity: "reader.nk", TimeoutMs: timeout.Milliseconds(),
 		Scopes: []keysvc.ScopeRule{{Match: "*.*", Scope: "{{wildcard(1)}}"}},
 		Accept: streams.ProfileAccept{Rules: []streams.ProfileRule{{
 			Scopes: []string{"*"}, Schemes: []string{"single"}, Authorities: [][]string{{"local"}},
@@ -259,6 +262,13 @@ func (f *fleet) verify(name string, n int) {
 	if err := p.WriteFile(path); err != nil {
 		f.t.Fatal(err)
 	}
+	return path
+}
+
+// verify wants messages 1..n, each once and in order.
+func (f *fleet) verify(name string, n int) {
+	f.t.Helper()
+	path := f.profile(name, 0)
 	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute)
 	defer cancel()
 	opener, err := streams.NewFromProfile(ctx, f.nc, path)

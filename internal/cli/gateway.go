@@ -134,15 +134,7 @@ func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume 
 	}
 	p.ready.follow(p.gateway)
 	log.Info("gateway started", "routes", len(cfg.Routes), "version", readVersion().Version)
-	watching, cancel := context.WithCancel(ctx)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		p.watch(watching, signals)
-	}()
-	err = p.gateway.Run(ctx)
-	cancel()
-	<-watched
+	err = (&reloader{path, log, p.reload}).run(ctx, p.gateway, signals)
 	if err == nil {
 		log.Info("gateway stopped")
 	}

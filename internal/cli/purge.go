@@ -27,8 +27,8 @@ func newPurge(u *ui) *cobra.Command {
 keep), once its history is sealed. The gateway may run meanwhile.
 
 Only messages of the route's subjects go, and only those of which the sealed
-stream was seen to hold a copy, older than the sync interval. If the route's
-position is not certain, or a message below it has no sealed copy, nothing is
+stream, or the dead-letter stream, was seen to hold a copy, older than the sync
+interval. If the route's position is not certain, or a message below it has no sealed copy, nothing is
 removed and the exit code is 1. Of a route with partitions, each is purged by
 itself: orders/0, orders/1.
 
@@ -116,7 +116,7 @@ func purge(ctx context.Context, u *ui, f *config.File, name string, dryRun bool)
 	}
 	return &purged{
 		Route: report.Route, Source: report.Source, Subjects: report.Subjects, Sealed: report.Sealed, Position: report.Position,
-		UpTo: report.UpTo, Messages: report.Messages, Young: report.Young, Purged: report.Purged,
+		UpTo: report.UpTo, Messages: report.Messages, Parked: report.Parked, Young: report.Young, Purged: report.Purged,
 	}, nil
 }
 
@@ -140,7 +140,8 @@ type purged struct {
 	Position uint64   `json:"position"` // source sequence up to which the route is sealed
 	UpTo     uint64   `json:"up_to"`    // last source sequence that may go; 0: none
 	Messages uint64   `json:"messages"` // of the source, that may go
-	Young    uint64   `json:"young"`    // sealed, but for less than the sync interval
+	Parked   uint64   `json:"parked"`   // of messages, those that are dead letters
+	Young    uint64   `json:"young"`    // sealed or parked, but for less than the sync interval
 	Purged   bool     `json:"purged"`
 }
 
@@ -155,8 +156,11 @@ func (p *purged) String() string {
 	default:
 		fmt.Fprintf(&b, "would remove %d messages on %s, up to sequence %d\n", p.Messages, strings.Join(p.Subjects, ", "), p.UpTo)
 	}
+	if p.Parked > 0 {
+		fmt.Fprintf(&b, "%d of them are dead letters\n", p.Parked)
+	}
 	if p.Young > 0 {
-		fmt.Fprintf(&b, "%d sealed messages are younger than the sync interval: what they are copies of stays for now\n", p.Young)
+		fmt.Fprintf(&b, "%d sealed messages or dead letters are younger than the sync interval: what they are copies of stays for now\n", p.Young)
 	}
 	return printableLines(b.String())
 }

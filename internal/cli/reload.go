@@ -40,23 +40,44 @@ func hangups() (signals <-chan os.Signal, stop func()) {
 	return c, func() { signal.Stop(c) }
 }
 
+// reloader applies a configuration file again at every SIGHUP.
+type reloader struct {
+	path  string
+	log   *slog.Logger
+	apply func(context.Context) (gateway.Changes, error) // the file as it is now, whole or not at all
+}
+
+// run runs g and reloads at every signal meanwhile.
+func (r *reloader) run(ctx context.Context, g *gateway.Gateway, signals <-chan os.Signal) error {
+	watching, cancel := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		r.watch(watching, signals)
+	}()
+	err := g.Run(ctx)
+	cancel()
+	<-watched
+	return err
+}
+
 // watch reloads at every signal until ctx ends.
-func (p *gatewayProcess) watch(ctx context.Context, signals <-chan os.Signal) {
+func (r *reloader) watch(ctx context.Context, signals <-chan os.Signal) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-signals:
 		}
-		p.log.Info("reloading the configuration", "config", p.path)
-		c, err := p.reload(ctx)
+		r.log.Info("reloading the configuration", "config", r.path)
+		c, err := r.apply(ctx)
 		switch {
 		case ctx.Err() != nil || errors.Is(err, gateway.ErrNotRunning):
 			return
 		case err != nil:
-			p.refused(err)
+			r.refused(err)
 		default:
-			p.log.Info("configuration reloaded", "config", p.path, "unchanged", names(c.Unchanged), "restarted", names(c.Restarted),
+			r.log.Info("configuration reloaded", "config", r.path, "unchanged", names(c.Unchanged), "restarted", names(c.Restarted),
 				"started", names(c.Started), "removed", names(c.Removed))
 		}
 	}
@@ -65,15 +86,15 @@ func (p *gatewayProcess) watch(ctx context.Context, signals <-chan os.Signal) {
 func names(routes []string) string { return strings.Join(routes, ",") }
 
 // refused logs every problem with its place, and what that means.
-func (p *gatewayProcess) refused(err error) {
+func (r *reloader) refused(err error) {
 	for _, q := range config.Problems(err) {
-		p.log.Error("problem in the configuration", "config", q.File, "line", q.Line, "column", q.Column, "path", q.Path, "reason", q.Reason)
+		r.log.Error("problem in the configuration", "config", q.File, "line", q.Line, "column", q.Column, "path", q.Path, "reason", q.Reason)
 	}
-	attrs := []any{"config", p.path, "error", err}
+	attrs := []any{"config", r.path, "error", err}
 	if h := (interface{ Hint() string })(nil); errors.As(err, &h) && h.Hint() != "" {
 		attrs = append(attrs, "hint", h.Hint())
 	}
-	p.log.Error("reload refused, the configuration before it stays in force", attrs...)
+	r.log.Error("reload refused, the configuration before it stays in force", attrs...)
 }
 
 // reload applies the file as it is now, whole or not at all.

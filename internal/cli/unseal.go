@@ -11,7 +11,6 @@ import (
 	"github.com/keyweir/keyweir/gateway"
 	"github.com/keyweir/keyweir/internal/config"
 	"github.com/keyweir/keyweir/keysvc"
-	"github.com/keyweir/keyweir/streams"
 )
 
 func newUnseal(u *ui) *cobra.Command {
@@ -31,7 +30,9 @@ never runs these routes.
 
 --resume-from answers a route that stopped because it could not tell where it
 stands: it names the first sequence of the sealed stream to open. It is ignored
-while the position is sound.`,
+while the position is sound.
+
+SIGHUP reads the configuration again, as that of the gateway does.`,
 		Example: "  keyweir unseal --config keyweir.yaml\n  keyweir unseal --config keyweir.yaml --resume-from orders=120034",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			from, err := parseResume(resume)
@@ -45,7 +46,7 @@ while the position is sound.`,
 			if f.Unseal == nil {
 				return fmt.Errorf("%s has no unseal section", path)
 			}
-			return runUnseal(cmd.Context(), u, f, from, instance)
+			return runUnseal(cmd.Context(), u, path, f, from, instance)
 		},
 	}
 	configFlag(cmd, &path)
@@ -54,17 +55,18 @@ while the position is sound.`,
 	return cmd
 }
 
-func runUnseal(ctx context.Context, u *ui, f *config.File, resume map[string]uint64, instance string) (err error) {
+func runUnseal(ctx context.Context, u *ui, path string, f *config.File, resume map[string]uint64, instance string) (err error) {
+	signals, unhook := hangups()
+	defer unhook()
 	if err := noCoreDumps(); err != nil {
 		return err
 	}
-	id, err := unsealIdentity(f)
-	if err != nil {
-		return err
+	for name := range resume {
+		if !slices.ContainsFunc(f.Unseal.Routes, func(r config.UnsealRoute) bool { return r.Name == name }) {
+			return usagef("--resume-from: the unseal section has no route %q", name)
+		}
 	}
-	own := *f // the identities of others are not this process's
-	own.Gateway, own.Keysvc = nil, nil
-	if err := own.CheckSecrets(); err != nil {
+	if err := checkUnsealSecrets(f); err != nil {
 		return err
 	}
 	tel, stop, err := setupTelemetry(ctx, u, f.Telemetry, "keyweir-unseal")
@@ -73,41 +75,56 @@ func runUnseal(ctx context.Context, u *ui, f *config.File, resume map[string]uin
 	}
 	defer func() { err = errors.Join(err, stop()) }()
 	log := tel.Logger()
-	conns := newConnections(f, "unseal", log)
-	defer conns.close()
-	keys, opener, err := unsealKeys(f, id, conns)
-	if err != nil {
+	p := &unsealProcess{
+		path: path, resume: resume, file: f, conns: newConnections(f, "unseal", log), ready: &readiness{checks: tel.Readiness()},
+	}
+	defer func() { p.conns.close() }()
+	var keys *keysvc.Client
+	if keys, p.opening, err = newOpening(f, p.conns); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, opener.Close()) }()
+	defer func() { err = errors.Join(err, p.opening.opener.Close()) }()
 	cfg := gateway.UnsealConfig{
-		Keys: keys, Opener: opener, Instance: instance, ClaimTTL: f.Unseal.ClaimTTL.Or(0), Logger: log, MeterProvider: tel.MeterProvider(),
+		Keys: keys, Opener: p.opening.opener, Instance: instance, ClaimTTL: f.Unseal.ClaimTTL.Or(0), Logger: log, MeterProvider: tel.MeterProvider(),
 	}
-	for _, r := range f.Unseal.Routes {
-		route, err := toUnseal(r, conns)
-		if err != nil {
-			return err
-		}
-		if seq, ok := resume[r.Name]; ok {
-			route.ResumeFrom = &seq
-			delete(resume, r.Name)
-		}
-		cfg.Routes = append(cfg.Routes, route)
-	}
-	for name := range resume {
-		return usagef("--resume-from: the unseal section has no route %q", name)
-	}
-	g, err := gateway.NewUnseal(cfg)
-	if err != nil {
+	if cfg.Routes, err = unsealRoutes(f, p.conns, resume); err != nil {
 		return err
 	}
-	(&readiness{checks: tel.Readiness()}).follow(g)
+	if p.gateway, err = gateway.NewUnseal(cfg); err != nil {
+		return err
+	}
+	p.ready.follow(p.gateway)
 	log.Info("unsealing started", "routes", len(cfg.Routes), "version", readVersion().Version)
-	err = g.Run(ctx)
+	err = (&reloader{path, log, p.reload}).run(ctx, p.gateway, signals)
 	if err == nil {
 		log.Info("unsealing stopped")
 	}
 	return err
+}
+
+// checkUnsealSecrets reads the secrets of this process; the identities of others
+// are not its own.
+func checkUnsealSecrets(f *config.File) error {
+	own := *f
+	own.Gateway, own.Keysvc = nil, nil
+	return own.CheckSecrets()
+}
+
+// unsealRoutes makes the routes of a configuration; resume is that of the command
+// line.
+func unsealRoutes(f *config.File, conns *connections, resume map[string]uint64) ([]gateway.Unseal, error) {
+	var out []gateway.Unseal
+	for _, r := range f.Unseal.Routes {
+		route, err := toUnseal(r, conns)
+		if err != nil {
+			return nil, err
+		}
+		if seq, ok := resume[r.Name]; ok {
+			route.ResumeFrom = &seq
+		}
+		out = append(out, route)
+	}
+	return out, nil
 }
 
 // unsealIdentity loads the identity of the unseal section and refuses one that
@@ -133,31 +150,6 @@ func unsealIdentity(f *config.File) (keysvc.Identity, error) {
 		}
 	}
 	return id, nil
-}
-
-// unsealKeys makes the client of the key service and the opener that uses it.
-func unsealKeys(f *config.File, id keysvc.Identity, conns *connections) (*keysvc.Client, *streams.Opener, error) {
-	p, err := streams.LoadProfile(f.Unseal.Profile)
-	if err != nil {
-		return nil, nil, withHint(err, "keyweir readers add NAME makes a profile")
-	}
-	if p.Service != f.Service {
-		return nil, nil, fmt.Errorf("profile %s is of the key service %q, the configuration of %q", f.Unseal.Profile, p.Service, f.Service)
-	}
-	nc, err := conns.get(f.Unseal.NATS)
-	if err != nil {
-		return nil, nil, err
-	}
-	cfg, err := p.ConfigAs(nc, id)
-	if err != nil {
-		return nil, nil, err
-	}
-	keys, ok := cfg.Keys.(*keysvc.Client)
-	if !ok {
-		return nil, nil, fmt.Errorf("profile %s: keys of an unknown kind %T", f.Unseal.Profile, cfg.Keys)
-	}
-	opener, err := streams.New(cfg)
-	return keys, opener, err
 }
 
 // toUnseal makes a route of package gateway of one of the configuration.
