@@ -50,7 +50,7 @@ type Gateway struct {
 	requests chan reconfiguration // to Run
 	wake     chan struct{}        // capacity 1: a route ended
 	ended    chan struct{}        // closed when Run returned
-	answers  map[string]uint64    // the last ResumeFrom of each route; of Run's goroutine
+	answers  map[string]uint64    // see answered; of Run's goroutine
 
 	mu      sync.Mutex // guards what follows; once Run was called, only its goroutine writes
 	keys    Keys
@@ -99,7 +99,7 @@ func New(cfg Config) (*Gateway, error) {
 	cfg.Routes, cfg.Keys = nil, nil
 	g.cfg = cfg
 	for _, r := range routes {
-		g.answered(r.Name, r.ResumeFrom)
+		g.answered(&r)
 		n, err := g.newRunner(g.keys, r)
 		if err != nil {
 			return nil, err

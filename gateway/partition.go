@@ -38,6 +38,9 @@ func (r *Route) split() []Route {
 		if r.Source.Partitions != nil {
 			out[i].Source.Subjects = r.Source.Partitions[i]
 		}
+		if seq, ok := r.ResumePartitions[i]; ok {
+			out[i].ResumeFrom = &seq
+		}
 	}
 	return out
 }

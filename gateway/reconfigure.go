@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 )
 
 // ErrNotRunning: Run has returned, so that nothing can be reconfigured.
@@ -21,11 +22,11 @@ type Changes struct {
 // Reconfigure replaces the routes of a running gateway. Routes whose settings and
 // connections are the same go on untouched. One that is gone from routes, or
 // differs, drains as at a shutdown; when all of those have ended, changed and new
-// routes start. A route that had stopped by itself starts again even if it is
-// unchanged, and a changed ResumeFrom alone changes nothing else.
+// routes start. A route that had stopped by itself, or a partition of which had,
+// starts again even if it is unchanged, and a changed ResumeFrom alone changes nothing else.
 //
-// A ResumeFrom that a route of that name was given before, by [New] or here, is
-// ignored, since the position has moved on.
+// A ResumeFrom that a route of that name, or a partition, was given before, by [New]
+// or here, is ignored, since the position has moved on.
 //
 // keys replaces the key service's client, and then every route starts anew; nil
 // keeps it.
@@ -107,17 +108,17 @@ func (g *Gateway) reconfigure(ctx context.Context, q reconfiguration) (c Changes
 	}
 	next := make([]*runner, len(routes))
 	var fresh []*runner
-	asked := make(map[string]*uint64)
+	var asked []Route
 	for i, route := range routes {
 		was := old[route.Name]
-		if was != nil && q.keys == nil && !was.ended() && sameRoute(was.route, route) {
+		if was != nil && q.keys == nil && !was.stopped() && sameRoute(was.route, route) {
 			next[i] = was
 			c.Unchanged = append(c.Unchanged, route.Name)
 			delete(old, route.Name)
 			continue
 		}
-		asked[route.Name] = route.ResumeFrom
-		route.ResumeFrom = g.unanswered(route)
+		asked = append(asked, route)
+		g.unanswered(&route)
 		if next[i], err = g.newRunner(keys, route); err != nil {
 			return Changes{}, err
 		}
@@ -128,8 +129,8 @@ func (g *Gateway) reconfigure(ctx context.Context, q reconfiguration) (c Changes
 			c.Started = append(c.Started, route.Name)
 		}
 	}
-	for name, from := range asked { // from here on nothing fails
-		g.answered(name, from)
+	for i := range asked { // from here on nothing fails
+		g.answered(&asked[i])
 	}
 	// Old ones first, all of them: a new route may take over the sealed stream,
 	// the source consumers or the subjects of an old one under another name.
@@ -159,18 +160,23 @@ func (g *Gateway) reconfigure(ctx context.Context, q reconfiguration) (c Changes
 	return c, nil
 }
 
-// unanswered returns the route's ResumeFrom, but each value once in the life of
-// the process: to resume from there again would seal what came after it twice.
-func (g *Gateway) unanswered(r Route) *uint64 {
+// unanswered takes away what the route was told about resuming before, each value
+// once in the life of the process: to resume from there again would seal what came
+// after it twice.
+func (g *Gateway) unanswered(r *Route) {
 	if last, ok := g.answers[r.Name]; ok && r.ResumeFrom != nil && last == *r.ResumeFrom {
-		return nil
+		r.ResumeFrom = nil
 	}
-	return r.ResumeFrom
+	r.ResumePartitions = maps.Clone(r.ResumePartitions)
+	maps.DeleteFunc(r.ResumePartitions, func(i int, seq uint64) bool { return g.answers[partitionLabel(r.Name, i)] == seq })
 }
 
-// answered notes that a route was given a ResumeFrom, which may be nil.
-func (g *Gateway) answered(name string, from *uint64) {
-	if from != nil {
-		g.answers[name] = *from
+// answered notes where the route, or partitions of it, were told to resume.
+func (g *Gateway) answered(r *Route) {
+	if r.ResumeFrom != nil {
+		g.answers[r.Name] = *r.ResumeFrom
+	}
+	for i, seq := range r.ResumePartitions {
+		g.answers[partitionLabel(r.Name, i)] = seq
 	}
 }

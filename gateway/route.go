@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -36,6 +37,10 @@ type Route struct {
 	// it set does no harm; it counts once per process. Optional. Source messages
 	// below it count as done: with AfterSealPurge they are removed unsealed.
 	ResumeFrom *uint64
+	// ResumePartitions is ResumeFrom for single partitions, by number, of a route
+	// that has partitions: the others stop as ever. It excludes ResumeFrom, which
+	// counts for every partition.
+	ResumePartitions map[int]uint64
 	// ReservedHeaders says what happens to input with headers that belong to NATS
 	// or Keyweir. Zero: ReservedDrop.
 	ReservedHeaders ReservedHeaders
@@ -343,6 +348,18 @@ func (r Route) withDefaults() (Route, error) {
 	}
 	if r.Source.Start.kind == startSequence && r.Source.Start.seq == 0 || r.ResumeFrom != nil && *r.ResumeFrom == 0 {
 		return fail("source sequences begin at 1")
+	}
+	if r.ResumeFrom != nil && r.ResumePartitions != nil {
+		return fail("told where to resume both the route and its partitions")
+	}
+	r.ResumePartitions = maps.Clone(r.ResumePartitions)
+	for i, seq := range r.ResumePartitions {
+		switch {
+		case seq == 0:
+			return fail("source sequences begin at 1")
+		case i < 0 || i >= len(r.Source.Partitions):
+			return fail("told where to resume partition %d, of %d", i, len(r.Source.Partitions))
+		}
 	}
 	prefix, err := sealedPrefix(r.Sealed.Subject, r.Source.Subjects)
 	if err != nil {

@@ -67,6 +67,16 @@ func (r *runner) ended() bool {
 	}
 }
 
+// stopped reports whether the route ended, or a partition of it stopped by itself.
+func (r *runner) stopped() bool {
+	for _, p := range r.parts {
+		if s := p.relay.stats(); s.State == StateStopped {
+			return true
+		}
+	}
+	return r.ended()
+}
+
 // stats is what the relays say, and how they catch up.
 func (r *runner) stats() []RouteStats {
 	out := make([]RouteStats, len(r.parts))
@@ -93,7 +103,7 @@ func sameRoute(a, b Route) bool {
 		return false
 	}
 	for _, r := range []*Route{&a, &b} {
-		r.Source.Conn, r.Sealed.Conn, r.unseal, r.ResumeFrom = nil, nil, nil, nil
+		r.Source.Conn, r.Sealed.Conn, r.unseal, r.ResumeFrom, r.ResumePartitions = nil, nil, nil, nil, nil
 	}
 	return reflect.DeepEqual(a, b)
 }

@@ -86,8 +86,10 @@ func (s *RouteStats) Label() string {
 	if s.Partitions <= 1 {
 		return s.Name
 	}
-	return fmt.Sprintf("%s/%d", s.Name, s.Partition)
+	return partitionLabel(s.Name, s.Partition)
 }
+
+func partitionLabel(route string, partition int) string { return fmt.Sprintf("%s/%d", route, partition) }
 
 // attributes are those of the metrics.
 func (s *RouteStats) attributes() []attribute.KeyValue {

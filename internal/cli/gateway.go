@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -34,7 +32,8 @@ neither loses a message.
 
 --resume-from answers a route that stopped because it could not tell where it
 stands: it names the first source sequence to seal. It is ignored while the
-position is sound.
+position is sound. Of a route with partitions, orders=120034 counts for every one
+that stopped, orders/2=120034 for that one.
 
 SIGHUP reads the configuration again. Routes that did not change go on untouched;
 others drain and start anew, without losing or doubling a message. A file that is
@@ -60,30 +59,13 @@ partitions: on every instance, and with the partitions as they were.`,
 		},
 	}
 	configFlag(cmd, &path)
-	cmd.Flags().StringArrayVar(&resume, "resume-from", nil, "ROUTE=SEQUENCE; may be repeated")
+	cmd.Flags().StringArrayVar(&resume, "resume-from", nil, "ROUTE=SEQUENCE or ROUTE/PARTITION=SEQUENCE; may be repeated")
 	cmd.Flags().StringArrayVar(&drain, "drain", nil, "ROUTE to drain; may be repeated")
 	cmd.Flags().StringVar(&instance, "instance", "", "name of this process in claims and logs (default: host name and process ID)")
 	return cmd
 }
 
-// parseResume reads ROUTE=SEQUENCE pairs.
-func parseResume(pairs []string) (map[string]uint64, error) {
-	out := map[string]uint64{}
-	for _, p := range pairs {
-		name, seq, ok := strings.Cut(p, "=")
-		n, err := strconv.ParseUint(seq, 10, 64)
-		if !ok || name == "" || err != nil || n == 0 {
-			return nil, usagef("--resume-from %q is not ROUTE=SEQUENCE", p)
-		}
-		if _, twice := out[name]; twice {
-			return nil, usagef("--resume-from names route %q twice", name)
-		}
-		out[name] = n
-	}
-	return out, nil
-}
-
-func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume map[string]uint64, drain []string, instance string) (err error) {
+func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume resumeFrom, drain []string, instance string) (err error) {
 	signals, unhook := hangups()
 	defer unhook()
 	if err := noCoreDumps(); err != nil {
@@ -92,10 +74,8 @@ func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume 
 	if err := f.CheckSecrets(); err != nil {
 		return err
 	}
-	for name := range resume {
-		if !slices.ContainsFunc(f.Gateway.Routes, func(r config.Route) bool { return r.Name == name }) {
-			return usagef("--resume-from: the configuration has no route %q", name)
-		}
+	if err := resume.check(f); err != nil {
+		return err
 	}
 	for _, name := range drain {
 		if _, err := findRoute(f, name); err != nil {
@@ -153,16 +133,14 @@ func newKeysClient(f *config.File, id keysvc.Identity, conns *connections) (*key
 
 // gatewayRoutes makes the routes of a configuration; resume and drain are
 // those of the command line.
-func gatewayRoutes(f *config.File, conns *connections, resume map[string]uint64, drain []string) ([]gateway.Route, error) {
+func gatewayRoutes(f *config.File, conns *connections, resume resumeFrom, drain []string) ([]gateway.Route, error) {
 	var out []gateway.Route
 	for _, r := range f.Gateway.Routes {
 		route, err := toRoute(r, conns)
 		if err != nil {
 			return nil, err
 		}
-		if seq, ok := resume[r.Name]; ok {
-			route.ResumeFrom = &seq
-		}
+		route.ResumeFrom, route.ResumePartitions = resume.of(r.Name)
 		route.Drain = slices.Contains(drain, r.Name)
 		out = append(out, route)
 	}

@@ -21,9 +21,9 @@ import (
 // fields belong to one goroutine after another: who starts it, who reloads it, who
 // closes it.
 type gatewayProcess struct {
-	path     string            // of the configuration
-	resume   map[string]uint64 // --resume-from
-	drain    []string          // --drain
+	path     string     // of the configuration
+	resume   resumeFrom // --resume-from
+	drain    []string   // --drain
 	log      *slog.Logger
 	file     *config.File // in force
 	identity string       // public key

@@ -55,13 +55,16 @@ SIGHUP reads the configuration again, as that of the gateway does.`,
 	return cmd
 }
 
-func runUnseal(ctx context.Context, u *ui, path string, f *config.File, resume map[string]uint64, instance string) (err error) {
+func runUnseal(ctx context.Context, u *ui, path string, f *config.File, resume resumeFrom, instance string) (err error) {
 	signals, unhook := hangups()
 	defer unhook()
 	if err := noCoreDumps(); err != nil {
 		return err
 	}
-	for name := range resume {
+	for name, parts := range resume {
+		if _, whole := parts[wholeRoute]; !whole {
+			return usagef("--resume-from: route %q has no partitions; name it as %s=SEQUENCE", name, name)
+		}
 		if !slices.ContainsFunc(f.Unseal.Routes, func(r config.UnsealRoute) bool { return r.Name == name }) {
 			return usagef("--resume-from: the unseal section has no route %q", name)
 		}
@@ -112,16 +115,14 @@ func checkUnsealSecrets(f *config.File) error {
 
 // unsealRoutes makes the routes of a configuration; resume is that of the command
 // line.
-func unsealRoutes(f *config.File, conns *connections, resume map[string]uint64) ([]gateway.Unseal, error) {
+func unsealRoutes(f *config.File, conns *connections, resume resumeFrom) ([]gateway.Unseal, error) {
 	var out []gateway.Unseal
 	for _, r := range f.Unseal.Routes {
 		route, err := toUnseal(r, conns)
 		if err != nil {
 			return nil, err
 		}
-		if seq, ok := resume[r.Name]; ok {
-			route.ResumeFrom = &seq
-		}
+		route.ResumeFrom, _ = resume.of(r.Name)
 		out = append(out, route)
 	}
 	return out, nil

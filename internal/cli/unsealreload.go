@@ -16,9 +16,9 @@ import (
 
 // unsealProcess is keyweir unseal at work, as gatewayProcess is the gateway.
 type unsealProcess struct {
-	path    string            // of the configuration
-	resume  map[string]uint64 // --resume-from
-	file    *config.File      // in force
+	path    string       // of the configuration
+	resume  resumeFrom   // --resume-from
+	file    *config.File // in force
 	conns   *connections
 	opening *opening
 	gateway *gateway.Gateway
