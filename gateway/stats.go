@@ -89,7 +89,9 @@ func (s *RouteStats) Label() string {
 	return partitionLabel(s.Name, s.Partition)
 }
 
-func partitionLabel(route string, partition int) string { return fmt.Sprintf("%s/%d", route, partition) }
+func partitionLabel(route string, partition int) string {
+	return fmt.Sprintf("%s/%d", route, partition)
+}
 
 // attributes are those of the metrics.
 func (s *RouteStats) attributes() []attribute.KeyValue {
