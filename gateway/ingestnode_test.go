@@ -13,13 +13,15 @@ import (
 	"github.com/keyweir/keyweir/gateway"
 )
 
-// TestIngestNode publishes with the NATS client for Node, unmodified. It needs
-// node and, for the first run, npm's registry.
-func TestIngestNode(t *testing.T) {
-	t.Parallel()
-	node, err := exec.LookPath("node")
-	if err != nil {
-		t.Skipf("node is not installed: %v", err)
+// nodeClient returns a directory with publish.js and what it needs: what .ci/run
+// installed, or else an installation of its own.
+func nodeClient(ctx context.Context, t *testing.T) string {
+	t.Helper()
+	if dir := os.Getenv("KEYWEIR_NODE_DIR"); dir != "" {
+		if _, err := os.Stat(filepath.Join(dir, "node_modules", "@nats-io", "jetstream")); err != nil {
+			t.Skipf("KEYWEIR_NODE_DIR does not hold the NATS client for Node: %v", err)
+		}
+		return dir
 	}
 	npm, err := exec.LookPath("npm")
 	if err != nil {
@@ -29,13 +31,24 @@ func TestIngestNode(t *testing.T) {
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join("testdata", "node"))); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	install := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
+	install := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--fetch-retries=0")
 	install.Dir = dir
 	if out, err := install.CombinedOutput(); err != nil {
 		t.Skipf("the NATS client for Node cannot be installed here: %v\n%s", err, out)
 	}
+	return dir
+}
+
+// TestIngestNode publishes with the NATS client for Node, unmodified.
+func TestIngestNode(t *testing.T) {
+	t.Parallel()
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Skipf("node is not installed: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	dir := nodeClient(ctx, t)
 	f, _ := newIngest(t)
 	run := f.startIngest()
 	cmd := exec.CommandContext(ctx, node, "publish.js", f.srv.ClientURL())
