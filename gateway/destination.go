@@ -45,10 +45,11 @@ var refusals = []struct {
 
 // destination is the sealed stream as one tenure found it.
 type destination struct {
-	config  jetstream.StreamConfig
-	created time.Time
-	lastSeq uint64
-	unused  bool // nothing was ever stored
+	config   jetstream.StreamConfig
+	created  time.Time
+	firstSeq uint64
+	lastSeq  uint64
+	unused   bool // nothing was ever stored
 }
 
 // openDestination finds or creates the sealed stream and checks it.
@@ -70,7 +71,7 @@ func openDestination(ctx context.Context, js jetstream.JetStream, r *Route, pref
 	}
 	first := max(info.Config.FirstSeq, 1)
 	return &destination{
-		config: info.Config, created: info.Created, lastSeq: info.State.LastSeq,
+		config: info.Config, created: info.Created, firstSeq: info.State.FirstSeq, lastSeq: info.State.LastSeq,
 		unused: info.State.LastSeq < first, // a stream with first_seq begins one below it
 	}, nil
 }

@@ -11,19 +11,19 @@ import (
 // errEnd ends a tenure that sealed everything up to the end of the drain.
 var errEnd = errors.New("gateway: sealed up to the end of the drain")
 
-// drained ends a partition that stands where the drain ends, with a position
-// record that says so. If it stands behind that, because an instance that was not
+// drained ends a partition that stands, at a source sequence, where the drain ends,
+// with a position record that says so. If it stands behind that, because an instance that was not
 // told to drain went on, the end moves there, and what ended before has to be
 // drained again.
-func (w *worker) drained(ctx context.Context, b *bucket, p *place, info *jetstream.StreamInfo) error {
-	if p.cursor.scanned <= w.plan.Drain.After {
+func (w *worker) drained(ctx context.Context, b *bucket, at uint64, info *jetstream.StreamInfo) error {
+	if at <= w.plan.Drain.After {
 		return errDrained
 	}
 	recorded, revision, err := w.readLayout(ctx, b)
 	if err != nil {
 		return err
 	}
-	if recorded != nil && recorded.Drain != nil && recorded.Drain.After < p.cursor.scanned {
+	if recorded != nil && recorded.Drain != nil && recorded.Drain.After < at {
 		end := *recorded.Drain
 		end.After, end.Since = info.State.LastSeq, sinceOf(info, info.State.LastSeq)
 		recorded.Drain = &end
@@ -71,7 +71,36 @@ func (t *tenure) end(ctx context.Context) error {
 		}
 		t.advance(end, cur.since)
 	}
+	if err := t.outlast(ctx); err != nil {
+		return err
+	}
 	return errEnd
+}
+
+// outlast goes on releasing until nothing is held, and the hold stream is empty.
+func (t *tenure) outlast(ctx context.Context) error {
+	h := t.holds
+	if h == nil || h.empty() {
+		return nil
+	}
+	if scopes, messages := h.counts(); scopes > 0 {
+		t.w.log.Warn("everything is sealed but what is held: the drain waits for the keys", "scopes", scopes, "messages", messages)
+	}
+	for !h.empty() {
+		if err := t.tend(ctx); err != nil {
+			return err
+		}
+		if h.releasing() {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		if err := sleep(ctx, min(t.w.tune.tick, t.w.tune.key)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // advance notes that nothing matches up to some sequence, so that messages of

@@ -133,11 +133,7 @@ func checkRoutes(routes []Route) ([]Route, error) {
 		}
 		bad := names[r.Name]
 		names[r.Name] = true
-		own := r.sealedStreams()
-		if r.Hold != nil {
-			own = append(own, r.Hold.Stream)
-		}
-		for _, s := range own {
+		for _, s := range append(r.sealedStreams(), r.Hold.streams(&r)...) {
 			open, taken := streams[r.Sealed.Conn][s]
 			bad = bad || taken && !(open && r.Ingest != nil)
 			streams[r.Sealed.Conn][s] = r.Ingest != nil

@@ -41,13 +41,20 @@ func (t *tenure) divert(ctx context.Context, items []item, gaps map[uint64]uint6
 			out = append(out, it)
 			continue
 		}
-		t.gap += gaps[it.seq]
 		if stored {
+			t.gap += gaps[it.seq]
+			t.holding(it.seq)
 			continue
 		}
-		if err := t.hold(ctx, l, &it); err != nil {
+		switch err := t.hold(ctx, l, &it); {
+		case err != nil && t.w.parkReason(err) != "":
+			h.faults[it.seq] = err // in its turn, with those that are sealed
+			out = append(out, it)
+			continue
+		case err != nil:
 			return nil, err
 		}
+		t.gap += gaps[it.seq]
 		held++
 	}
 	clear(items[len(out):])
@@ -84,6 +91,7 @@ func (t *tenure) hold(ctx context.Context, l *lane, it *item) error {
 		}
 		h.last++
 		h.held(l, it.msg.Subject, n, h.last)
+		t.holding(it.seq)
 		return nil
 	}
 }
@@ -142,7 +150,7 @@ func (t *tenure) begin(ctx context.Context, items []item) (bool, error) {
 	for i := range items {
 		s := w.ring.subject(items[i].msg.Subject)
 		cause := w.ring.refused[s.scope]
-		if s.err != nil || !holdable(cause) || h.laneOf(items[i].msg.Subject, s.scope) != nil {
+		if s.err != nil || !holdable(cause) || w.parkReason(cause) != "" || h.laneOf(items[i].msg.Subject, s.scope) != nil {
 			continue
 		}
 		if !found {
@@ -166,6 +174,43 @@ func (t *tenure) begin(ctx context.Context, items []item) (bool, error) {
 	return true, t.settle(ctx)
 }
 
+// holding notes the last source message that is held and not yet covered by an
+// acknowledged message of the sealed stream.
+func (t *tenure) holding(seq uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.heldUpTo = max(t.heldUpTo, seq)
+}
+
+// faultless returns the items before the first one that cannot be held.
+func (t *tenure) faultless(items []item) []item {
+	if t.holds != nil && len(t.holds.faults) > 0 {
+		for i := range items {
+			if t.holds.faults[items[i].seq] != nil {
+				return items[:i]
+			}
+		}
+	}
+	return items
+}
+
+// fault parks the first of items if it cannot be held.
+func (t *tenure) fault(ctx context.Context, items []item, gaps map[uint64]uint64) ([]item, error) {
+	if t.holds == nil {
+		return items, nil
+	}
+	it := &items[0]
+	why := t.holds.faults[it.seq]
+	if why == nil {
+		return items, nil
+	}
+	if err := t.deadLetter(ctx, it, gaps[it.seq], t.w.parkReason(why), why); err != nil {
+		return nil, err
+	}
+	delete(t.holds.faults, it.seq)
+	return items[1:], nil
+}
+
 // settle waits until everything published to the sealed stream is acknowledged.
 func (t *tenure) settle(ctx context.Context) error {
 	e, ok := t.engine.(*durableEngine)
@@ -185,6 +230,24 @@ func (t *tenure) covered(end uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.ahead = ahead{published: t.published, scanned: t.cursor.scanned, gap: t.gap}
+}
+
+// record is the position record of a worker at p. h may be nil.
+func (h *holds) record(w *worker, p *place) record {
+	r := w.recordOf(p)
+	if h != nil {
+		r.Released = h.marks.text(p.lastSeq)
+	}
+	return r
+}
+
+// covers is the source sequence up to which messages may be let go that were
+// sealed or held before this tenure, see holds, rule 6.
+func (t *tenure) covers() uint64 {
+	if t.holds == nil {
+		return t.cursor.scanned
+	}
+	return t.place.stated
 }
 
 // report puts the numbers where others see them.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/keyweir/keyweir/keysvc"
 )
 
 // releaseBatch is how many held messages are released between two batches of new
@@ -29,12 +31,15 @@ func (t *tenure) tend(ctx context.Context) error {
 	if err := h.ask(ctx); err != nil {
 		return err
 	}
+	if err := t.fenceRemovals(ctx); err != nil {
+		return err
+	}
 	if h.active == nil {
 		for _, l := range h.lanes {
 			// What an earlier worker held beyond the position has to be read once more
 			// and skipped first: see holds, rule 4.
 			read := l.tail.sequence <= t.cursor.scanned || l.tail.created != t.place.created
-			if l.ready && read && (h.active == nil || l.nextSeq < h.active.nextSeq) {
+			if l.ready && read && h.marks.room(l.tag) && (h.active == nil || l.nextSeq < h.active.nextSeq) {
 				h.active = l
 			}
 		}
@@ -63,6 +68,10 @@ func (h *holds) ask(ctx context.Context) error {
 		s := ring.subject(l.subject)
 		if s.err != nil {
 			if s = ring.rescope(ctx, l.subject); s.err != nil {
+				if h.w.parkReason(s.err) != "" {
+					l.ready = true // the release parks it
+					continue
+				}
 				if stops(s.err) {
 					return fmt.Errorf("held messages on %s: %w", l.subject, s.err)
 				}
@@ -113,8 +122,10 @@ func (h *holds) answered() error {
 		}
 		switch {
 		case err == nil:
-			l.ready = true
+			l.ready, l.dead = true, nil
 			l.asks.reset()
+		case h.w.parkReason(err) != "":
+			l.ready, l.dead = true, err
 		case stops(err):
 			return fmt.Errorf("held messages of scope %s: %w", scope, err)
 		default:
@@ -135,19 +146,29 @@ func (t *tenure) release(ctx context.Context, l *lane) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case stops(err):
-			return err
+			return t.disputed(ctx, err)
 		}
 		w.log.Warn("reading held messages failed, trying again", "scope", l.scope, "error", err)
 		h.rest(ctx, l)
 		return nil
 	}
 	for at := 0; at < len(h.items); {
+		if l.dead != nil {
+			if err := t.bury(ctx, l, &h.items[at], &h.links[at], l.dead); err != nil {
+				return err
+			}
+			at++
+			continue
+		}
 		ready, kerr := w.ring.prepare(ctx, h.items[at:])
 		ended := false
 		for range ready {
 			err := t.releaseOne(ctx, l, &h.items[at], &h.links[at], at == len(h.items)-1)
 			if ended = errors.Is(err, errNextSession); ended {
 				break
+			}
+			if w.parkReason(err) != "" {
+				err = t.bury(ctx, l, &h.items[at], &h.links[at], err)
 			}
 			if err != nil {
 				return err
@@ -160,6 +181,16 @@ func (t *tenure) release(ctx context.Context, l *lane) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if w.parkReason(kerr) != "" {
+			if err := t.bury(ctx, l, &h.items[at], &h.links[at], kerr); err != nil {
+				return err
+			}
+			if !errors.Is(kerr, keysvc.ErrNoScope) { // that is of one subject only
+				l.dead = kerr
+			}
+			at++
+			continue
+		}
 		if stops(kerr) {
 			return fmt.Errorf("held message %d on %s: %w", h.items[at].seq, h.items[at].msg.Subject, kerr)
 		}
@@ -170,11 +201,11 @@ func (t *tenure) release(ctx context.Context, l *lane) error {
 	clear(h.items)
 	if l.count == 0 {
 		h.close(l)
-		h.removal.add(l.tag, l.lastSeq, t.published)
+		h.removal.add(removable{tag: l.tag, upTo: l.lastSeq, sealed: t.published, whole: true})
 		h.rest(ctx, nil)
 		w.log.Info("everything held was released", "scope", l.scope, "held_for", time.Since(l.since).Round(time.Millisecond).String())
 	} else if l.nextSeq > l.lastSeq {
-		return fmt.Errorf("%w: %d held messages of scope %s are missing in stream %s", ErrHold, l.count, l.scope, h.d.config.Name)
+		return t.disputed(ctx, fmt.Errorf("%w: %d held messages of scope %s are missing in stream %s", ErrHold, l.count, l.scope, h.d.config.Name))
 	}
 	h.report()
 	return nil
@@ -191,14 +222,32 @@ func (t *tenure) releaseOne(ctx context.Context, l *lane, it *item, hl *heldLink
 	}
 	out.own, out.last = &n, last
 	out.source, out.previous, out.timestamp = t.cursor.scanned, t.cursor.previous, t.cursor.timestamp
+	t.holds.marks.add(l.tag, mark{hl.seq, t.published + 1})
 	if err := t.engine.publish(ctx, out); err != nil {
 		return err
 	}
 	t.published++
 	t.gap = 0
-	l.out, l.from, l.nextSeq = n, hl.held, hl.seq+1
-	l.count--
+	l.out = n
+	l.released(hl)
 	return nil
+}
+
+// bury makes a dead letter of a held message that cannot be sealed.
+func (t *tenure) bury(ctx context.Context, l *lane, it *item, hl *heldLink, why error) error {
+	if err := t.heldLetter(ctx, it, &hl.held, t.w.parkReason(why), why); err != nil {
+		return err
+	}
+	t.w.board.state(StateRunning)
+	t.holds.marks.add(l.tag, mark{hl.seq, t.published})
+	l.released(hl)
+	return nil
+}
+
+// released notes that a message needs to be held no more.
+func (l *lane) released(hl *heldLink) {
+	l.from, l.nextSeq = hl.held, hl.seq+1
+	l.count--
 }
 
 // rest ends the reading of the active lane, and lets l wait, unless it is nil.

@@ -10,29 +10,38 @@ import (
 )
 
 // removal lets go of held messages that were released, as the releaser does of
-// source messages: once their sealed copies are acknowledged, and safe. Filled by
-// the worker, emptied by the keeper.
+// source messages: once their sealed copies are acknowledged, and safe, and a
+// fence stands behind them, see holds. Filled by the worker, emptied by the keeper.
 type removal struct {
 	mu   sync.Mutex
 	list []removable // guarded by mu
 }
 
-// removable is a scope's row of held messages.
+// removable is a scope's row of held messages, or a row of fences.
 type removable struct {
 	tag    string
 	upTo   uint64    // sequence of the hold stream
 	sealed uint64    // the last one's sequence in the sealed stream, or above
+	whole  bool      // nothing of the row stays
 	at     time.Time // when that was acknowledged; zero: not yet
+	fenced bool
 }
 
-func (r *removal) add(tag string, upTo, sealed uint64) {
+func (r *removal) add(e removable) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.list = append(r.list, removable{tag: tag, upTo: upTo, sealed: sealed})
+	r.list = append(r.list, e)
 }
 
-// due returns what may be removed, given how far the sealed stream acknowledged.
-func (r *removal) due(acked uint64, now time.Time, lag time.Duration) (out []removable) {
+func (r *removal) empty() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.list) == 0
+}
+
+// ripe notes how far the sealed stream acknowledged and returns what may be
+// removed, but for the fence.
+func (r *removal) ripe(acked uint64, now time.Time, lag time.Duration) (out []removable) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.list {
@@ -45,6 +54,19 @@ func (r *removal) due(acked uint64, now time.Time, lag time.Duration) (out []rem
 		}
 	}
 	return out
+}
+
+// fenced notes that a fence stands behind rows.
+func (r *removal) fenced(rows []removable) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range rows {
+		for i := range r.list {
+			if r.list[i] == e {
+				r.list[i].fenced = true
+			}
+		}
+	}
 }
 
 func (r *removal) done(e removable) {
@@ -60,9 +82,15 @@ func (r *removal) done(e removable) {
 
 // remove removes what is due from the hold stream.
 func (h *holds) remove(ctx context.Context, acked uint64, lag time.Duration) error {
-	for _, e := range h.removal.due(acked, time.Now(), lag) {
+	for _, e := range h.removal.ripe(acked, time.Now(), lag) {
+		if !e.fenced {
+			continue
+		}
 		if err := h.purge(ctx, &e); err != nil {
 			return fmt.Errorf("removing released messages from stream %s: %w", h.d.config.Name, err)
+		}
+		if e.whole {
+			h.marks.drop(e.tag, e.upTo)
 		}
 		h.removal.done(e)
 	}

@@ -3,14 +3,18 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"slices"
+
+	"github.com/keyweir/keyweir/internal/pattern"
 )
 
 // Hold makes a route go on when single scopes have no key: see [Route].Hold. A
-// route with partitions or dead letters cannot hold, nor one that drains. To end holding, take it
-// out of the configuration when nothing is held: before, the route stops.
+// drain waits until nothing is held. To end holding, take it out of the
+// configuration when nothing is held: before, the route stops.
 type Hold struct {
 	// Stream is where the messages wait, on the connection of the sealed stream: up
-	// to 255 of A-Z a-z 0-9 _ -. Zero: the sealed stream's name and _HOLD.
+	// to 255 of A-Z a-z 0-9 _ -. With partitions each has one, numbered as
+	// [Sealed].Stream is. Zero: the sealed stream's name and _HOLD.
 	Stream string
 	// Scope is what the key service's rules must put the subject keyweir.hold.<route>
 	// into: held messages are sealed under its keys. The gateway needs the
@@ -25,6 +29,15 @@ type Hold struct {
 // HoldSubject is the subject for which a route asks the key service for the keys
 // of what it holds. Held messages are published below it.
 func HoldSubject(route string) string { return "keyweir.hold." + route }
+
+// streams are the names of the route's hold streams, one for each partition; none
+// of a nil h.
+func (h *Hold) streams(r *Route) []string {
+	if h == nil {
+		return nil
+	}
+	return pattern.StreamNames(h.Stream, len(r.Source.Partitions))
+}
 
 // ErrHold: held messages cannot be kept or released: the hold stream has a setting
 // that would lose them or was changed by somebody else, or the key service does
@@ -43,18 +56,20 @@ func (h *Hold) withDefaults(r *Route) (*Hold, error) {
 	if own.Scope == "" {
 		own.Scope = "hold/" + r.Name
 	}
-	if !streamName.MatchString(own.Stream) || own.Stream == r.Sealed.Stream {
-		return nil, fmt.Errorf("hold stream %q, want 1 to 255 of A-Z a-z 0-9 _ -, and not the sealed stream", own.Stream)
+	for _, s := range own.streams(r) {
+		if !streamName.MatchString(s) || slices.Contains(r.sealedStreams(), s) {
+			return nil, fmt.Errorf("hold stream %q, want 1 to 255 of A-Z a-z 0-9 _ -, and not a sealed stream", s)
+		}
 	}
 	if r.Engine != EngineAuto && r.Engine != EngineDurable {
 		// See holds: two writers must not get into each other's rows.
 		return nil, fmt.Errorf("hold needs the engine durable, not %v", r.Engine)
 	}
-	if r.Source.Partitions != nil || r.Drain {
-		return nil, errors.New("hold does not go together with partitions or drain")
+	if r.Ingest != nil {
+		return nil, errors.New("core ingest does not hold: it answers its publishers with an error")
 	}
-	if r.DeadLetters != nil || r.ReservedHeaders != ReservedDrop {
-		return nil, errors.New("hold does not go together with dead letters or rejected headers")
+	if r.DeadLetters != nil && slices.Contains(own.streams(r), r.DeadLetters.Stream) {
+		return nil, fmt.Errorf("stream %s is for held messages and for dead letters", r.DeadLetters.Stream)
 	}
 	for _, s := range r.Source.Subjects {
 		if patternsOverlap(s, HoldSubject(r.Name)+".>") {

@@ -4,40 +4,65 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyweir/keyweir/internal/envelope"
 )
 
 // openHolds reads the hold stream as it was left. d is the sealed stream, at the
-// position p.
-func (w *worker) openHolds(ctx context.Context, d *destination, p *place) (*holds, error) {
+// position p, and rec the position record, nil without one that can be believed.
+//
+// What looks like a loss is looked at twice: another worker may be removing what it
+// released.
+func (w *worker) openHolds(ctx context.Context, d *destination, p *place, rec *record) (*holds, error) {
+	h, err := w.readHolds(ctx, d, p, rec)
+	switch {
+	case err == nil:
+		w.suspect = ""
+		return h, nil
+	case errors.Is(err, errHoldBroken) && w.suspect != err.Error():
+		w.suspect = err.Error()
+		return nil, fmt.Errorf("looking at the hold stream again: %v", err)
+	}
+	return nil, err
+}
+
+// errHoldBroken marks what is wrong with the contents of a hold stream.
+var errHoldBroken = fmt.Errorf("%w", ErrHold)
+
+func (w *worker) readHolds(ctx context.Context, d *destination, p *place, rec *record) (*holds, error) {
 	if err := w.checkHoldScope(ctx); err != nil {
 		return nil, err
 	}
-	hd, err := openHold(ctx, w.sealedJS, &w.route, &d.config)
+	hd, err := w.openHold(ctx, &d.config)
 	if err != nil {
 		return nil, err
 	}
 	h := &holds{
-		w: w, d: hd, subjects: holdSubjectsOf(&w.route), last: hd.lastSeq,
+		w: w, d: hd, subjects: w.holdSubjects(), last: hd.lastSeq,
 		home:  home{route: w.route.Name, sealed: hd.config.Name, sealedCreated: hd.created.UnixNano(), partition: w.home.partition, source: w.home.source},
 		lanes: make(map[string]*lane), scopes: make(map[string]*lane), bound: make(map[string]*lane), stored: make(map[uint64]struct{}),
-		asked: make(chan refreshed, 1),
+		asked: make(chan refreshed, 1), faults: make(map[uint64]error),
 	}
 	found, err := h.scan(ctx, p)
 	if err != nil {
 		return nil, err
 	}
+	r := &released{h: h, d: d, rec: rec}
+	if err := r.read(ctx, found); err != nil {
+		return nil, err
+	}
+	h.marks = newMarks(hd.created.UnixNano())
 	for tag, f := range found {
-		if err := h.restore(ctx, d, tag, f); err != nil {
+		if err := h.restore(ctx, r, tag, f); err != nil {
 			return nil, err
 		}
 	}
-	if scopes, messages := h.counts(); scopes > 0 {
+	scopes, messages := h.counts()
+	if messages > 0 && r.unsure && (w.route.ResumeFrom == nil || w.resumed) {
+		return nil, fmt.Errorf("%w: stream %s has %d messages, and limits or an operator removed messages of sealed stream %s that would say which of them were released already; with --resume-from all of them are released, perhaps for the second time", ErrHold, hd.config.Name, messages, d.config.Name)
+	}
+	if scopes > 0 {
 		w.log.Info("messages are held", "scopes", scopes, "messages", messages, "stream", hd.config.Name)
 	}
 	h.report()
@@ -65,24 +90,6 @@ func (w *worker) checkHoldScope(ctx context.Context) error {
 		return err
 	}
 	return check()
-}
-
-// checkUnheld makes sure that a route that does not hold leaves nothing behind in
-// a hold stream: it would be overtaken.
-func (w *worker) checkUnheld(ctx context.Context, rec *record) error {
-	if rec == nil || rec.Hold == "" || w.route.Hold != nil && w.route.Hold.Stream == rec.Hold {
-		return nil
-	}
-	info, err := streamInfo(ctx, w.sealedJS, rec.Hold)
-	switch {
-	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return nil
-	case err != nil:
-		return err
-	case info.State.Msgs > 0:
-		return fmt.Errorf("%w: stream %s has %d messages that the route held and did not release; go on with on_scope_unavailable: hold and that stream until it is empty", ErrHold, rec.Hold, info.State.Msgs)
-	}
-	return nil
 }
 
 // foundLane is what the hold stream has of one scope: every message, and the
@@ -119,7 +126,7 @@ func (h *holds) scan(ctx context.Context, p *place) (map[string]*foundLane, erro
 	end.lastSeq = last.seq
 	found := make(map[string]*foundLane)
 	broken := func(seq uint64, format string, args ...any) error {
-		return fmt.Errorf("%w: message %d of stream %s %s", ErrHold, seq, h.d.config.Name, fmt.Sprintf(format, args...))
+		return fmt.Errorf("%w: message %d of stream %s %s", errHoldBroken, seq, h.d.config.Name, fmt.Sprintf(format, args...))
 	}
 	return found, w.eachSealed(ctx, &end, 1, func(it *item) error {
 		tag, origin, ok := h.subjects.parse(it.msg.Subject)
@@ -129,6 +136,9 @@ func (h *holds) scan(ctx context.Context, p *place) (map[string]*foundLane, erro
 		}
 		if err != nil {
 			return broken(it.seq, "was written by somebody else: %v", err)
+		}
+		if tag == fenceTag {
+			return nil
 		}
 		f := found[tag]
 		if f == nil {
@@ -153,35 +163,25 @@ func (h *holds) scan(ctx context.Context, p *place) (map[string]*foundLane, erro
 }
 
 // restore makes the lane of what is not released yet.
-func (h *holds) restore(ctx context.Context, d *destination, tag string, f *foundLane) error {
-	// What was released is the beginning of the lane: find its end.
-	var failed error
-	n, _ := slices.BinarySearchFunc(f.messages, false, func(m foundMessage, _ bool) int {
-		if failed != nil {
-			return 0
-		}
-		last, err := h.sealedLast(ctx, d, f.subjects[m.subject])
-		if err != nil {
-			failed = err
-			return 0
-		}
-		if l := (link{sequence: m.sequence, created: m.created}); last != nil && !last.message().before(&l) {
-			return -1 // released
-		}
-		return 1
-	})
-	if failed != nil {
-		return failed
+func (h *holds) restore(ctx context.Context, r *released, tag string, f *foundLane) error {
+	n := r.count(tag, f)
+	var reached mark
+	if n > 0 {
+		reached = r.markOf(tag, f, n)
+		h.marks.begin(tag, reached)
 	}
 	if n == len(f.messages) {
-		h.removal.add(tag, f.messages[n-1].seq, d.lastSeq)
+		h.removal.add(removable{tag: tag, upTo: f.messages[n-1].seq, sealed: r.d.lastSeq, whole: true})
 		return nil
 	}
 	if n > 1 {
 		// The last one stays, to tell the next worker what was released before.
-		h.removal.add(tag, f.messages[n-2].seq, d.lastSeq)
+		h.removal.add(removable{tag: tag, upTo: f.messages[n-2].seq, sealed: r.d.lastSeq})
 	}
 	rest := f.messages[n:]
+	if n == 0 && !rest[0].first {
+		return fmt.Errorf("%w: message %d, the first of its scope in stream %s, follows others that were neither released nor are there: held messages were removed", errHoldBroken, rest[0].seq, h.d.config.Name)
+	}
 	l := h.open(tag, "", f.subjects[rest[len(rest)-1].subject])
 	l.tail, l.lastSeq, l.count, l.nextSeq = f.last, rest[len(rest)-1].seq, uint64(len(rest)), rest[0].seq
 	for _, m := range rest {
@@ -190,54 +190,33 @@ func (h *holds) restore(ctx context.Context, d *destination, tag string, f *foun
 	for s := range l.subjects {
 		h.bound[s] = l
 	}
-	if n == 0 {
-		if !rest[0].first {
-			return fmt.Errorf("%w: message %d, the first of its scope in stream %s, follows others that were neither released nor are there: held messages were removed", ErrHold, rest[0].seq, h.d.config.Name)
-		}
+	if n == 0 || rest[0].first {
 		return nil
 	}
-	// Go on with the release chain of the last one released, if that began one.
-	last, err := h.sealedLast(ctx, d, f.subjects[f.messages[n-1].subject])
-	if err != nil {
+	// Go on with the release chain of the last one released, if it is still there.
+	last, err := r.copyOf(ctx, reached, &f.messages[n-1])
+	if err == nil && last != nil {
+		l.out = *last
+	}
+	return err
+}
+
+// start makes what a tenure writes with, and shuts out who wrote before.
+func (h *holds) start(ctx context.Context, p *place, maxPayload int) error {
+	w := h.w
+	if err := h.fence(ctx, p.chain, p.created, p.cursor); err != nil {
 		return err
 	}
-	if last != nil && last.own != nil && last.own.sequence == f.messages[n-1].sequence && !rest[0].first {
-		l.out = *last.own
-	}
-	return nil
-}
-
-// sealedLast is the position on the last sealed message of an origin subject; nil
-// if there is none.
-func (h *holds) sealedLast(ctx context.Context, d *destination, origin string) (*position, error) {
-	w := h.w
-	m, err := getFromLeader(ctx, w.route.Sealed.Conn, d.config.Name, getRequest{LastFor: w.prefix + origin})
-	if errors.Is(err, errNoMessage) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	pos, err := readPosition(w.routeKey, &w.home, m.seq, m.header.Get(HeaderSource))
-	if err != nil {
-		return nil, fmt.Errorf("%w: message %d of sealed stream %s was written by somebody else: %v", ErrPosition, m.seq, d.config.Name, err)
-	}
-	return &pos, nil
-}
-
-// start makes what a tenure writes with.
-func (h *holds) start(chain envelope.ChainID, created int64, maxPayload int) error {
-	w := h.w
 	if m := int(h.d.config.MaxMsgSize); m > 0 {
 		maxPayload = min(maxPayload, m)
 	}
 	h.ring = newKeyring(w.keys, envelope.SessionConfig{Record: envelope.RecordInline, RandomNonce: w.route.RandomNonce, PadTo: w.route.PadTo}, string(h.subjects), w.metrics)
 	h.ring.rules, h.ring.rulesAt = w.ring.rules, time.Now()
-	h.sealer = &sealer{keys: h.ring, maxSize: maxPayload, fixed: engineHeaderSize(h.d.config.Name) + maxOwnHeader}
+	h.sealer = &sealer{keys: h.ring, rule: w.route.ReservedHeaders, maxSize: maxPayload, fixed: engineHeaderSize(h.d.config.Name) + maxOwnHeader}
 	h.opener = newHoldOpener(w.keys, w.route.Hold.Scope)
 	e, err := newDurable(engineConfig{
-		nc: w.route.Sealed.Conn, stream: h.d.config.Name, signer: newSigner(w.routeKey, &h.home, chain, created),
-		lastSeq: h.d.lastSeq, ackTimeout: w.tune.ackTimeout,
+		nc: w.route.Sealed.Conn, stream: h.d.config.Name, signer: newSigner(w.routeKey, &h.home, p.chain, p.created),
+		lastSeq: h.last, ackTimeout: w.tune.ackTimeout,
 	}, defaultBatchLimits)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -19,10 +20,27 @@ const ModeHold = "hold"
 //
 //	keyweir.hold.<route>.<tag of the scope>.<origin subject>
 //
-// so that one consumer reads, and one purge removes, what is held of a scope.
+// so that one consumer reads, and one purge removes, what is held of a scope. With
+// partitions, the number of the partition stands before the tag.
 type holdSubjects string // the prefix, with its last dot
 
-func holdSubjectsOf(r *Route) holdSubjects { return holdSubjects(HoldSubject(r.Name) + ".") }
+func holdSubjectsOf(route string, partition uint32, split bool) holdSubjects {
+	p := HoldSubject(route) + "."
+	if split {
+		p += strconv.FormatUint(uint64(partition), 10) + "."
+	}
+	return holdSubjects(p)
+}
+
+func (w *worker) holdSubjects() holdSubjects {
+	return holdSubjectsOf(w.route.Name, w.part.number, w.part.layout.Split)
+}
+
+// fenceTag stands in the place of a tag in the subject of a fence, see holds. No
+// scope has it.
+const fenceTag = "fence-fence-fenc"
+
+func (p holdSubjects) fence() string { return string(p) + fenceTag + ".fence" }
 
 // tag names a scope in a subject: scopes may have characters that subjects have not.
 func (holdSubjects) tag(scope string) string {
@@ -63,10 +81,11 @@ var losses = []struct {
 
 // openHold finds or creates the route's hold stream and checks it. like is the
 // sealed stream.
-func openHold(ctx context.Context, js jetstream.JetStream, r *Route, like *jetstream.StreamConfig) (*destination, error) {
+func (w *worker) openHold(ctx context.Context, like *jetstream.StreamConfig) (*destination, error) {
+	js, r := w.sealedJS, &w.route
 	info, err := streamInfo(ctx, js, r.Hold.Stream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) && r.Hold.Create != nil {
-		if info, err = createHold(ctx, js, r, like); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		if info, err = w.createHold(ctx, like); errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			info, err = streamInfo(ctx, js, r.Hold.Stream) // another instance was faster
 		}
 	}
@@ -91,17 +110,17 @@ func openHold(ctx context.Context, js jetstream.JetStream, r *Route, like *jetst
 	if mode != ModeHold || route != r.Name {
 		return nil, fmt.Errorf("%w: stream %s has the metadata %s=%q, %s=%q, want %q and %q", ErrHold, c.Name, MetadataMode, mode, MetadataRoute, route, ModeHold, r.Name)
 	}
-	if want := holdSubjectsOf(r).all(); !covered(c.Subjects, []string{want}) {
+	if want := w.holdSubjects().all(); !covered(c.Subjects, []string{want}) {
 		return nil, fmt.Errorf("%w: stream %s takes %s, the route publishes to %s", ErrHold, c.Name, strings.Join(c.Subjects, ", "), want)
 	}
-	return &destination{config: *c, created: info.Created, lastSeq: info.State.LastSeq, unused: info.State.Msgs == 0}, nil
+	return &destination{config: *c, created: info.Created, firstSeq: info.State.FirstSeq, lastSeq: info.State.LastSeq, unused: info.State.Msgs == 0}, nil
 }
 
-func createHold(ctx context.Context, js jetstream.JetStream, r *Route, like *jetstream.StreamConfig) (*jetstream.StreamInfo, error) {
-	c := r.Hold.Create
+func (w *worker) createHold(ctx context.Context, like *jetstream.StreamConfig) (*jetstream.StreamInfo, error) {
+	r, c := &w.route, w.route.Hold.Create
 	cfg := jetstream.StreamConfig{
 		Name: r.Hold.Stream, Description: "held by Keyweir, route " + r.Name + "; do not edit",
-		Subjects: []string{holdSubjectsOf(r).all()}, Replicas: c.Replicas, AllowAtomicPublish: true,
+		Subjects: []string{w.holdSubjects().all()}, Replicas: c.Replicas, AllowAtomicPublish: true,
 		Metadata: map[string]string{MetadataMode: ModeHold, MetadataRoute: r.Name},
 	}
 	if c.Replicas == 0 {
@@ -112,7 +131,7 @@ func createHold(ctx context.Context, js jetstream.JetStream, r *Route, like *jet
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	s, err := js.CreateStream(ctx, cfg)
+	s, err := w.sealedJS.CreateStream(ctx, cfg)
 	if err != nil {
 		var api *jetstream.APIError
 		if errors.As(err, &api) && api.Code == 400 && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {

@@ -27,13 +27,15 @@ type lane struct {
 	ready   bool // its key was there a moment ago
 	askAt   time.Time
 	asks    *pause
+	dead    error // its messages become dead letters for this; nil: they are sealed
 }
 
 // holds is what a route holds and releases, as known to one tenure.
 //
 // The hold stream is written like the sealed one: by one worker, in atomic batches
 // under a fence of its own, every message with its link and the route's position
-// under a MAC. These rules connect both streams.
+// under a MAC. A partition has a hold stream of its own. These rules connect both
+// streams.
 //
 //  1. A message of the sealed stream that states the position n leaves only when
 //     all messages up to n that are held have been acknowledged by the hold
@@ -43,21 +45,33 @@ type lane struct {
 //     sealed stream has been acknowledged. So whatever is held follows, within
 //     its scope, all that was sealed, and stays in order.
 //  3. While messages of a subject are held, every later one of it is held too.
-//     The last message of its subject in the sealed stream therefore says whether
-//     a held message was released: exactly if that one is not older. Nothing else
-//     is kept about it, and whatever is lost of the sealed stream's end is simply
-//     released again.
+//     So a held message was released exactly if a sealed one of its subject is not
+//     older. How far each scope was released stands in the position record as well,
+//     as marks: what limits remove from the sealed stream is not missed, since the
+//     record is at most a second older than its last message. If more than that is
+//     gone, nobody can tell, and the route stops. Marks that speak of more than the
+//     sealed stream holds do not count: what it lost of its end is released again.
 //  4. A held message is released only when the position has passed it. Its sealed
 //     copy states that position, so that nobody reads it from the source again
 //     when it is removed from the hold stream.
-//  5. Held messages are removed when the last of their scope was released, and
-//     only when the sealed copies are safe, as source messages are.
-//  6. Source messages that were held are let go only after the position record
-//     covers them, since no sealed message may for long.
+//  5. Held messages are removed when the last of their scope was released, only
+//     when the sealed copies are safe, as source messages are, and only behind a
+//     fence: an empty message, behind which nobody can write who does not know of
+//     the release. Otherwise a worker that is late could go on with a row whose
+//     beginning is gone, which looks like a loss. A fence is also the first thing
+//     that a tenure writes.
+//  6. Source messages that were held are let go only after a later message of the
+//     sealed stream was acknowledged, whose fence shuts out all who did not see
+//     them held. The position record is no such fence: a worker that is late would
+//     not find them in the source, seal what follows them, and make them look
+//     released by rule 3.
 //  7. Both streams are written in atomic batches, one in flight. Two workers may
 //     disagree about what is held, so that their rows of messages differ; with
 //     single messages in flight, one row could get into the other, behind the
 //     back of the fence, which compares sequences and not authors.
+//  8. What can neither be held nor sealed becomes a dead letter, in its turn, like
+//     others; so does a held message that cannot be sealed any more. That it is
+//     parked is final, so that a second try changes nothing.
 //
 // Where a kill may strike, and what the next worker does:
 //
@@ -66,15 +80,18 @@ type lane struct {
 //	                                   position, and skipped when it is read again
 //	held, sealed ones of its batch not likewise; the others are sealed
 //	scope opened, nothing held         nothing was done; the key is asked for again
-//	released, not known                the last message of the subject says so; the
-//	                                   release goes on behind it
+//	released, not known                the sealed stream says so; the release goes on
+//	                                   behind it
+//	released as a dead letter, not     it is parked again, and refused as stored
+//	known
 //	all released, not removed          likewise; the lane is closed and removed
+//	fenced, not removed                nothing was done; the next one fences too
 //	in the middle of removing          what is left was released, likewise
-//	source message let go              the position record covers it
+//	source message let go              the position in the sealed stream covers it
 //
-// A worker that is late (frozen, and taken over from) may store one batch in
-// either stream before the fence stops it. In the hold stream it is harmless by
-// rule 3: the successor seals the messages, or finds them there.
+// A worker that is late (frozen, and taken over from) may store one batch in the
+// sealed stream before the fence stops it, and nothing in the hold stream, unless
+// its successor has not read that yet. It may remove what it released.
 type holds struct {
 	w        *worker
 	d        *destination // the hold stream
@@ -97,7 +114,9 @@ type holds struct {
 	asked   chan refreshed   // capacity 1: an answer for lanes
 	asking  map[string]*lane // by scope: who waits for it; nil: nobody
 	removal removal
-	items   []item // being released
+	marks   *marks
+	faults  map[uint64]error // messages of a lane that cannot be held, and become dead letters
+	items   []item           // being released
 	links   []heldLink
 }
 
@@ -179,6 +198,22 @@ func (h *holds) close(l *lane) {
 	}
 	delete(h.lanes, l.tag)
 	clear(h.scopes)
+}
+
+// empty reports whether the hold stream has nothing that matters, nor will have by
+// what was done so far.
+func (h *holds) empty() bool { return h == nil || len(h.lanes) == 0 && h.removal.empty() }
+
+// furthest is the last message held of a source stream.
+func (h *holds) furthest(created int64) (seq uint64) {
+	if h != nil {
+		for _, l := range h.lanes {
+			if l.tail.created == created {
+				seq = max(seq, l.tail.sequence)
+			}
+		}
+	}
+	return seq
 }
 
 // counts returns how many scopes and messages are held.

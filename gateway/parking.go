@@ -90,7 +90,27 @@ func (p *parking) mac(seq uint64, timestamp int64, hash [32]byte) []byte {
 // cursor past it. An error ends the tenure; that of a message that cannot be
 // parked either is ErrDeadLetters.
 func (t *tenure) deadLetter(ctx context.Context, it *item, gap uint64, reason string, cause error) error {
-	w, p := t.w, t.parking
+	if err := t.parking.lay(ctx, it, reason, cause); err != nil {
+		return err
+	}
+	delete(t.parking.known, it.seq)
+	t.passed(it, gap)
+	t.w.board.state(StateRunning)
+	return nil
+}
+
+// heldLetter stores a held message as a dead letter, under the chain that it was
+// held on: no other message has its sequence there, and whoever tries again has
+// the same.
+func (t *tenure) heldLetter(ctx context.Context, it *item, held *link, reason string, cause error) error {
+	p := *t.parking
+	p.chain, p.known = held.chain, nil
+	return p.lay(ctx, it, reason, cause)
+}
+
+// lay stores a message as a dead letter, or finds it stored.
+func (p *parking) lay(ctx context.Context, it *item, reason string, cause error) error {
+	w := p.w
 	l := &letter{parking: p, it: it, d: deadletter.Description{
 		Reason: reason, Detail: cause.Error(), Route: w.route.Name, Stream: w.route.Source.Stream, Chain: p.chain.String(),
 		Sequence: it.seq, Subject: it.msg.Subject, Published: it.timestamp,
@@ -108,9 +128,6 @@ func (t *tenure) deadLetter(ctx context.Context, it *item, gap uint64, reason st
 		w.board.update(func(s *RouteStats) { s.DeadLetters++ })
 		w.log.Warn("message parked as dead letter", "sequence", it.seq, "reason", reason, "parts", len(msgs), "stream", p.letters.Stream, "error", cause)
 	}
-	delete(p.known, it.seq)
-	t.passed(it, gap)
-	w.board.state(StateRunning)
 	return nil
 }
 
@@ -278,6 +295,9 @@ func (l *letter) key(ctx context.Context, subject string) (*scopeKey, error) {
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
+		}
+		if w.route.Hold != nil && holdable(err) && subject != l.letters.Quarantine {
+			return nil, fmt.Errorf("%w: %w", errQuarantine, err) // the others go on
 		}
 		if errors.Is(err, keysvc.ErrNoScope) || errors.Is(err, keysvc.ErrDestroyed) || errors.Is(err, keysvc.ErrDenied) && subject != l.letters.Quarantine && w.parkReason(err) != "" {
 			return nil, fmt.Errorf("%w: %w", errQuarantine, err)

@@ -30,7 +30,7 @@ func (r *Route) sealedStreams() []string {
 
 // split returns a route for each partition of r, which has its defaults.
 func (r *Route) split() []Route {
-	names := r.sealedStreams()
+	names, held := r.sealedStreams(), r.Hold.streams(r)
 	out := make([]Route, len(names))
 	for i := range out {
 		out[i] = *r
@@ -40,6 +40,11 @@ func (r *Route) split() []Route {
 		}
 		if seq, ok := r.ResumePartitions[i]; ok {
 			out[i].ResumeFrom = &seq
+		}
+		if r.Hold != nil {
+			own := *r.Hold
+			own.Stream = held[i]
+			out[i].Hold = &own
 		}
 	}
 	return out

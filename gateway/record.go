@@ -43,7 +43,10 @@ type record struct {
 	// Hold is the stream that the route holds messages in, "" for none: without it,
 	// they would be overtaken.
 	Hold string `json:"hold,omitempty"`
-	MAC  string `json:"mac"`
+	// Released says how far held messages were released when the sealed stream
+	// ended at LastSeq, see marks; "" for no marks.
+	Released string `json:"released,omitempty"`
+	MAC      string `json:"mac"`
 }
 
 const recordVersion = 1
@@ -69,6 +72,9 @@ func (r *record) mac(key keysvc.RouteKey) []byte {
 	}
 	if r.Hold != "" {
 		b = appendString(b, r.Hold)
+	}
+	if r.Released != "" { // never without Hold
+		b = appendString(b, r.Released)
 	}
 	m := hmac.New(sha256.New, raw)
 	m.Write(b)

@@ -20,6 +20,7 @@ type place struct {
 	cursor  cursor
 	gap     uint64 // lost messages that the next envelope has to state
 	resumed bool   // see record
+	stated  uint64 // source sequence up to which the sealed stream itself says that all is sealed or held
 }
 
 // recoverPlace finds out where the relay stands. The sealed stream is the
@@ -104,7 +105,7 @@ func (w *worker) locate(ctx context.Context, d *destination, rec *record, recErr
 	}
 	p := &place{
 		chain: pos.chain, created: pos.created, lastSeq: d.lastSeq,
-		cursor: pos.cursor(),
+		cursor: pos.cursor(), stated: pos.cursor().scanned,
 	}
 	if !current {
 		if err := w.checkTail(ctx, d, rec, same, pos); err != nil {
@@ -133,7 +134,7 @@ func placeOf(r *record) (*place, error) {
 	}
 	return &place{
 		chain: chain, created: r.SourceCreated, lastSeq: r.LastSeq, gap: r.Gap, resumed: r.Resumed,
-		cursor: cursor{scanned: r.Position, previous: r.Previous, timestamp: r.Timestamp, since: r.Since},
+		cursor: cursor{scanned: r.Position, previous: r.Previous, timestamp: r.Timestamp, since: r.Since}, stated: r.Previous,
 	}, nil
 }
 

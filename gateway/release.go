@@ -188,7 +188,6 @@ func (k *keeper) run(ctx context.Context, stop <-chan struct{}) {
 		}
 		done := k.t.releasable(a)
 		if h := k.t.holds; h != nil {
-			done = max(done, k.recorded) // see holds
 			k.note(ctx, "removing released messages", h.remove(ctx, a.sealed, k.releaser.lag))
 		}
 		k.releaser.sealed(now, done)
@@ -218,7 +217,8 @@ func (k *keeper) count(a acked) {
 
 func (k *keeper) write(ctx context.Context) error {
 	p := k.t.reached()
-	err := k.store.save(ctx, k.t.w.recordOf(&p))
+	r := k.t.holds.record(k.t.w, &p)
+	err := k.store.save(ctx, r)
 	if err == nil {
 		k.recorded = p.cursor.scanned
 		k.t.w.board.update(func(s *RouteStats) { s.Position = max(s.Position, k.recorded) })
@@ -235,7 +235,7 @@ func (k *keeper) write(ctx context.Context) error {
 	if other != nil && other.LastSeq > p.lastSeq {
 		return nil
 	}
-	return k.store.save(ctx, k.t.w.recordOf(&p))
+	return k.store.save(ctx, r)
 }
 
 func (k *keeper) note(ctx context.Context, what string, err error) {

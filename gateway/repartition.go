@@ -81,6 +81,9 @@ func (w *worker) repartition(ctx context.Context, b *bucket, old *layout) (*layo
 		case !gone && (stream.Created.UnixNano() != rec.SealedCreated || stream.State.LastSeq != rec.LastSeq):
 			return refuse("sealed stream %s ends at %d, the position of partition %d says %d: it changed after the drain", p.Stream, stream.State.LastSeq, i, rec.LastSeq)
 		}
+		if err := w.checkOldHold(ctx, old, uint32(i), rec); err != nil {
+			return nil, err
+		}
 		begin.Gap += rec.Gap
 	}
 	if info.Config.Retention == jetstream.WorkQueuePolicy {

@@ -45,9 +45,10 @@ type tenure struct {
 	held      uint64 // last source sequence of a batch that was sealed or held
 	barren    *pause // between openings of the source that bring no message; nil after one did
 
-	mu    sync.Mutex // guards what follows
-	ahead ahead
-	since int64 // see cursor; of ahead.scanned, or of a sequence before it
+	mu       sync.Mutex // guards what follows
+	ahead    ahead
+	since    int64  // see cursor; of ahead.scanned, or of a sequence before it
+	heldUpTo uint64 // last source message held, see releasable
 }
 
 // ahead says that the source was read further than the last message published:
@@ -88,7 +89,7 @@ func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jet
 	if t.holds != nil {
 		t.holds.released = t.turn.(*sealer) // Route.withDefaults: a route that opens does not hold
 		defer t.holds.stop(after)
-		if err := t.holds.start(t.place.chain, t.place.created, int(w.route.Sealed.Conn.MaxPayload())); err != nil {
+		if err := t.holds.start(tctx, &t.place, int(w.route.Sealed.Conn.MaxPayload())); err != nil {
 			return err
 		}
 	}
@@ -106,7 +107,7 @@ func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jet
 	defer eng.close()
 	t.engine = eng
 	t.releaser = &releaser{w: w, lag: lag, retention: info.Config.Retention}
-	t.releaser.sealed(time.Now(), t.cursor.scanned) // read at take-over; safe when the lag has passed
+	t.releaser.sealed(time.Now(), t.covers()) // read at take-over; safe when the lag has passed
 	t.releaser.reopened(t.reader.old, t.handed)
 
 	k := &keeper{t: t, store: store, releaser: t.releaser, seen: acked{sealed: t.place.lastSeq}}
@@ -288,7 +289,10 @@ func (t *tenure) relay(ctx context.Context, items []item) (err error) {
 	p, slow := newPause(w.tune.key, w.tune.keyMax), newPause(w.tune.keySlow, w.tune.keySlowM)
 	paused := false
 	for len(items) > 0 {
-		ready, kerr := t.turn.prepare(ctx, items)
+		if items, err = t.fault(ctx, items, gaps); err != nil || len(items) == 0 {
+			return err
+		}
+		ready, kerr := t.turn.prepare(ctx, t.faultless(items))
 		if kerr != nil && t.holds != nil {
 			if found, err := t.begin(ctx, items); err != nil {
 				return err
@@ -449,7 +453,7 @@ func (t *tenure) passed(it *item, gap uint64) {
 func (t *tenure) releasable(a acked) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ahead.published == a.sealed {
+	if t.ahead.published == a.sealed && t.heldUpTo <= a.source { // see holds, rule 6
 		return max(a.source, t.ahead.parked)
 	}
 	return a.source

@@ -65,6 +65,7 @@ type worker struct {
 	epoch              uint64  // rises with every take-over
 	openings           int     // of the source, in this process
 	resumed            bool    // ResumeFrom was used
+	suspect            string  // what the hold stream was said to have lost, see openHolds
 }
 
 var _ relay = (*worker)(nil)
@@ -267,18 +268,21 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	}
 	var h *holds
 	if w.route.Hold != nil {
-		if h, err = w.openHolds(ctx, d, p); err != nil {
+		if h, err = w.openHolds(ctx, d, p, rec); err != nil {
 			return err
 		}
 		why = "the route holds messages"
 	}
 	// What was decided here must be the same for everybody from now on.
-	if err := store.save(ctx, w.recordOf(p)); err != nil {
+	if err := store.save(ctx, h.record(w, p)); err != nil {
 		return err
 	}
 	w.resumed = w.resumed || p.resumed
-	if end := w.plan.Drain; end != nil && p.cursor.scanned >= end.After {
-		return w.drained(ctx, b, p, info)
+	if end := w.plan.Drain; end != nil {
+		at := max(p.cursor.scanned, h.furthest(p.created))
+		if at > end.After || p.cursor.scanned >= end.After && h.empty() {
+			return w.drained(ctx, b, at, info)
+		}
 	}
 	parking, err := w.openParking(ctx, p)
 	if err != nil {
@@ -296,6 +300,9 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	w.log.Info("relaying", "engine", kind.String(), "because", why, "chain", p.chain.String(), "after", p.cursor.scanned, "sealed_sequence", p.lastSeq)
 	w.board.update(func(s *RouteStats) { s.Engine, s.Position, s.SealedSequence = kind, p.cursor.scanned, p.lastSeq })
 	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry, parking: parking, holds: h}
+	if h != nil {
+		t.heldUpTo = p.cursor.scanned
+	}
 	return t.run(ctx, d, kind, info, store, lag)
 }
 
