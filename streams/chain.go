@@ -10,12 +10,13 @@ import (
 
 // Bounds of what a Verifier remembers. A message whose missing range was
 // forgotten counts as a duplicate when it comes after all, a chain that was
-// forgotten as a new one.
+// forgotten as a new one. Chains of messages that were held back are numbered: one
+// that may have been forgotten is taken up again where it stands, without an alarm.
 const (
 	maxMissing  = 64  // ranges per chain
 	maxTracks   = 16  // chains
 	maxOpen     = 256 // chains of an open stream
-	maxReleased = 64  // chains of messages that were held back
+	maxReleased = 256 // chains of messages that were held back
 )
 
 // link is what one message says about its place.
@@ -140,7 +141,10 @@ func (s *ChainState) restore() (*track, error) {
 // the current one is the last of tracks, and release chains, which run beside them.
 type chains struct {
 	tracks   []*track
-	released []*track // the one that began last is the last
+	released []*track // the one observed last is the last
+	// forgotten is the highest number of a release chain that was forgotten: every
+	// one up to it may have been observed before.
+	forgotten uint64
 }
 
 func (c *chains) current() *track {
@@ -243,6 +247,7 @@ func (c *chains) release(l link, first uint64, whole bool) (events []OrderEvent,
 	i := slices.IndexFunc(c.released, func(t *track) bool { return t.chain == l.chain })
 	if i >= 0 {
 		t := c.released[i]
+		c.released = append(slices.Delete(c.released, i, i+1), t)
 		last := t.last
 		kind, count := t.place(l)
 		if kind == 0 {
@@ -251,13 +256,16 @@ func (c *chains) release(l link, first uint64, whole bool) (events []OrderEvent,
 		return []OrderEvent{{Kind: kind, Before: before, Last: last, Count: count}}, kind == OrderGap || kind == OrderReorder
 	}
 	if len(c.released) == maxReleased {
+		old := c.released[0]
+		number, _ := old.chain.ReleasedFrom(old.last+1, old.last)
+		c.forgotten = max(c.forgotten, number)
 		c.released = slices.Delete(c.released, 0, 1)
 	}
 	t := &track{chain: l.chain, first: l.sequence, last: l.sequence}
 	c.released = append(c.released, t)
 	// Its beginning may be from before what was observed, unless its first message
 	// was published later than that.
-	if l.previous != 0 && (whole || cur != nil && l.chain.Beside(cur.chain) && first > cur.first) {
+	if l.previous != 0 && first > c.forgotten && (whole || cur != nil && l.chain.Beside(cur.chain) && first > cur.first) {
 		t.lack(MissingRange{Until: l.previous, Next: l.sequence})
 		events = append(events, OrderEvent{Kind: OrderGap, Before: before, Count: l.previous - first + 1})
 	}
@@ -275,7 +283,8 @@ func (c *chains) begin(l link) *track {
 	return t
 }
 
-func (c *chains) restore(states, released []ChainState, open bool) (err error) {
+func (c *chains) restore(states, released []ChainState, forgotten uint64, open bool) (err error) {
+	c.forgotten = forgotten
 	limit := maxTracks
 	if open {
 		limit = maxOpen

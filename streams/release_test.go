@@ -76,3 +76,40 @@ func TestVerifierReleased(t *testing.T) {
 		}
 	}
 }
+
+// More rows were held back at a time than a Verifier remembers: it raises no alarm,
+// and finds what is missing of those that began later.
+func TestVerifierForgetsReleased(t *testing.T) {
+	const chains, rounds = 700, 3
+	main := streams.ChainID{1, 2, 3, 4, 5, 6, 7, 8, 9}
+	ps := []streams.Place{{Chain: main, Sequence: 1}, {Chain: main, Sequence: 2, Previous: 1}}
+	for round := range uint64(rounds) {
+		for i := range uint64(chains) {
+			p := streams.Place{Chain: envelope.ReleaseChain(main, 10+i), Sequence: 10 + i + round*chains}
+			if round > 0 {
+				p.Previous = p.Sequence - chains
+			}
+			ps = append(ps, p)
+		}
+	}
+	for _, fromStart := range []bool{true, false} {
+		v := newVerifier(t, streams.VerifierConfig{FromStart: fromStart})
+		if es := observe(t, v, ps); len(es) != 0 {
+			t.Errorf("%d events of a genuine stream, from start %v: %v", len(es), fromStart, es[0])
+		}
+		state := v.State()
+		if len(state.Released) > 256 || state.ReleasedForgotten == 0 {
+			t.Errorf("state with %d release chains, forgotten up to %d", len(state.Released), state.ReleasedForgotten)
+		}
+		v = newVerifier(t, streams.VerifierConfig{State: &state})
+		late := envelope.ReleaseChain(main, 5000)
+		got := alarms(observe(t, v, []streams.Place{
+			{Chain: envelope.ReleaseChain(main, 10), Sequence: 9000, Previous: 10 + (rounds-1)*chains},
+			{Chain: late, Sequence: 5010, Previous: 5000},
+			{Chain: late, Sequence: 5030, Previous: 5020},
+		}))
+		if diff := cmp.Diff([]streams.OrderKind{streams.OrderGap, streams.OrderGap}, got); diff != "" {
+			t.Errorf("after that (-want +got):\n%s", diff)
+		}
+	}
+}

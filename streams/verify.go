@@ -74,9 +74,12 @@ type VerifierState struct {
 	// Chains are the current chain, which is the last, and up to 15 before it; of an
 	// open stream up to 255, the one observed last at the end.
 	Chains []ChainState `json:"chains"`
-	// Released are the last 64 chains of messages that the gateway held back, see
-	// [Verifier].
+	// Released are the last 256 chains of messages that the gateway held back, see
+	// [Verifier], the one observed last at the end.
 	Released []ChainState `json:"released,omitempty"`
+	// ReleasedForgotten is the number of the highest such chain that is not among
+	// them any more, which is the sequence of its first message.
+	ReleasedForgotten uint64 `json:"released_forgotten,omitempty"`
 }
 
 const stateVersion = 1
@@ -98,7 +101,8 @@ const stateVersion = 1
 // Messages that the gateway held back while their scope had no key come later than
 // others of their time, in a chain of their own for each row of them, which runs
 // beside the chain of the others. That is no event, and each of those chains is
-// followed like any other.
+// followed like any other; of more than 256, those not heard of for longest are
+// forgotten, and what is missing of them before they come again does not show.
 //
 // It finds every message that is missing, repeated, moved or taken from another
 // chain between the first message it observed and the last, with these limits:
@@ -258,6 +262,7 @@ func (v *Verifier) State() VerifierState {
 	for _, t := range v.chains.released {
 		s.Released = append(s.Released, t.state())
 	}
+	s.ReleasedForgotten = v.chains.forgotten
 	return s
 }
 
@@ -284,7 +289,7 @@ func (v *Verifier) restore(s *VerifierState) error {
 	case (len(s.Chains)+len(s.Released) == 0) != (s.Observed == 0):
 		return fmt.Errorf("%d messages on %d chains", s.Observed, len(s.Chains))
 	}
-	if err := v.chains.restore(s.Chains, s.Released, v.open); err != nil {
+	if err := v.chains.restore(s.Chains, s.Released, s.ReleasedForgotten, v.open); err != nil {
 		return err
 	}
 	v.subject, v.stream, v.observed = s.Subject, s.Stream, s.Observed

@@ -235,17 +235,16 @@ func unsealer(f *config.File, u *config.Unseal, user func(nats string) *permissi
 
 // hold allows to keep and release the messages of scopes without a key.
 func (p *permission) hold(r config.Route) {
-	h := config.Hold{}
-	if r.Hold != nil {
-		h = *r.Hold
+	for _, stream := range r.HoldStreams() {
+		p.stream(stream, "STREAM.INFO", "STREAM.MSG.GET", "STREAM.PURGE")
+		if r.Hold != nil && r.Hold.Create != nil {
+			p.stream(stream, "STREAM.CREATE")
+		}
+		p.consumers(stream)
 	}
-	stream := cmp.Or(h.Stream, r.Sealed.Stream+"_HOLD")
-	p.stream(stream, "STREAM.INFO", "STREAM.MSG.GET", "STREAM.PURGE")
-	if h.Create != nil {
-		p.stream(stream, "STREAM.CREATE")
+	for _, stream := range r.SealedStreams() {
+		p.consumers(stream)
 	}
-	p.consumers(stream)
-	p.consumers(r.Sealed.Stream)
 	p.publish(gateway.HoldSubject(r.Name) + ".>")
 }
 

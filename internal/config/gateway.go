@@ -145,10 +145,11 @@ func (Refused) Values() []string { return []string{"wait", "park"} }
 // Hold says where messages wait whose scope has no key. The key service needs a
 // scope rule for the subject keyweir.hold.<route>, which gives the scope that held
 // messages are sealed under, and the gateway the permissions generate and open on
-// it. It needs the engine durable (server 2.12), and no partitions.
+// it. It needs the engine durable (server 2.12), which auto then is.
 type Hold struct {
 	// Stream is the hold stream, on the connection of the sealed one; nobody else
-	// reads or writes it. Default: the sealed stream's name and _HOLD.
+	// reads or writes it. With partitions each has one, numbered like sealed streams.
+	// Default: the sealed stream's name and _HOLD.
 	Stream string `yaml:"stream"`
 	// Scope is what the scope rules must say. Default: hold/<route>.
 	Scope string `yaml:"scope"`
@@ -215,6 +216,19 @@ type Source struct {
 // partition.
 func (r *Route) SealedStreams() []string {
 	return pattern.StreamNames(r.Sealed.Stream, len(r.Source.Partitions))
+}
+
+// HoldStreams are the names of the streams that the route holds messages in, one
+// for each partition; none if it does not hold.
+func (r *Route) HoldStreams() []string {
+	if r.OnScopeUnavailable != HoldScopes {
+		return nil
+	}
+	name := r.Sealed.Stream + "_HOLD"
+	if r.Hold != nil && r.Hold.Stream != "" {
+		name = r.Hold.Stream
+	}
+	return pattern.StreamNames(name, len(r.Source.Partitions))
 }
 
 // Sealed is the sealed side of a route.

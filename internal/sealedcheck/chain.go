@@ -1,6 +1,11 @@
 package sealedcheck
 
-import "github.com/keyweir/keyweir/internal/envelope"
+import (
+	"cmp"
+	"slices"
+
+	"github.com/keyweir/keyweir/internal/envelope"
+)
 
 // chains follows the chains of a stream by their headers.
 type chains struct {
@@ -12,6 +17,7 @@ type chains struct {
 	currentID   envelope.ChainID
 	gone        uint64 // sealed messages up to here left the stream while it was read
 	more        uint64
+	forgotten   uint64 // number of the highest release chain that was forgotten
 }
 
 // add takes in the message stored at seq.
@@ -21,7 +27,14 @@ func (c *chains) add(r *Report, seq uint64, p *position) {
 	t := c.byID[p.chain]
 	if t == nil {
 		if len(c.list) >= c.limit {
+			c.forget()
+		}
+		if len(c.list) >= c.limit {
 			c.more++
+			if held {
+				c.forgotten = max(c.forgotten, first)
+				return
+			}
 			r.find(Link, seq, "it is of chain %v, and the stream has too many chains to follow", p.chain)
 			return
 		}
@@ -34,7 +47,7 @@ func (c *chains) add(r *Report, seq uint64, p *position) {
 		if held {
 			// Its beginning may have left the stream, unless its first message is
 			// younger than what is there.
-			if p.previous != 0 && !c.interleaved && c.current != nil && first > c.current.FirstSource && p.chain.Beside(c.currentID) {
+			if p.previous != 0 && first > c.forgotten && !c.interleaved && c.current != nil && first > c.current.FirstSource && p.chain.Beside(c.currentID) {
 				r.find(Link, seq, "chain %v of messages held back begins with source message %d, which follows %d", p.chain, p.sequence, p.previous)
 			}
 			return
@@ -62,7 +75,36 @@ func (c *chains) add(r *Report, seq uint64, p *position) {
 	t.LastSource, t.Last = max(t.LastSource, p.sequence), seq
 }
 
+// forget makes room: of the chains of messages that were held back, the half that
+// was not heard of for longest goes. There may be as many of them as scopes were
+// held; that they are too many is nobody's fault.
+func (c *chains) forget() {
+	var held []*Chain
+	for _, t := range c.list {
+		if t.Released {
+			held = append(held, t)
+		}
+	}
+	slices.SortFunc(held, func(a, b *Chain) int { return cmp.Compare(a.Last, b.Last) })
+	gone := make(map[*Chain]bool)
+	for _, t := range held[:(len(held)+1)/2] {
+		gone[t] = true
+		c.more++
+	}
+	for id, t := range c.byID {
+		if gone[t] {
+			number, _ := id.ReleasedFrom(t.LastSource+1, t.LastSource)
+			c.forgotten = max(c.forgotten, number)
+			delete(c.byID, id)
+		}
+	}
+	c.list = slices.DeleteFunc(c.list, func(t *Chain) bool { return gone[t] })
+}
+
 func (c *chains) report(r *Report) {
+	if c.forgotten > 0 {
+		r.note("the stream has more chains of messages that were held back than were followed at a time, %d: what is missing of one between its messages may not show", c.limit)
+	}
 	r.Chains = make([]Chain, len(c.list))
 	for i, t := range c.list {
 		r.Chains[i] = *t

@@ -14,6 +14,8 @@ const (
 	modeRelayed = "relayed"
 	modeOpen    = "open"
 	modeHold    = "hold" // of a gateway: read by nobody else
+
+	fenceSuffix = ".fence-fence-fenc.fence" // of subjects in a hold stream
 )
 
 // refusals are the settings under which a gateway does not write to a stream. One
