@@ -2,6 +2,7 @@ package gateway_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -66,7 +67,10 @@ func (f *fixture) refuse(err error, scopes ...string) {
 // with links that a reader accepts, and that those without were held fit.
 func (f *fixture) verifyTenants(n int) []opened {
 	f.t.Helper()
-	got := f.open()
+	var got []opened
+	for _, s := range f.sealedStreams() {
+		got = append(got, openStream(f.t, f.js, f.keys, s)...)
+	}
 	if len(got) != n {
 		f.t.Errorf("%d sealed messages, want %d", len(got), n)
 	}
@@ -101,12 +105,65 @@ func (f *fixture) verifyTenants(n int) []opened {
 	return got
 }
 
-// holdEmpty waits until the hold stream has nothing more.
+// sealedStreams and holdStreams are those of the fixture's route.
+func (f *fixture) sealedStreams() []string {
+	if n := len(f.route.Source.Partitions); n > 0 {
+		return streamNames(sealed+"-", n)
+	}
+	return []string{sealed}
+}
+
+func (f *fixture) holdStreams() []string {
+	if n := len(f.route.Source.Partitions); n > 0 {
+		return streamNames(holdStream+"-", n)
+	}
+	return []string{holdStream}
+}
+
+// holdEmpty waits until the hold streams have nothing more.
 func (f *fixture) holdEmpty() {
 	f.t.Helper()
-	natstest.Eventually(f.t, 10*time.Second, func() error {
-		if n := f.info(holdStream).State.Msgs; n != 0 {
-			return fmt.Errorf("%d messages in the hold stream", n)
+	natstest.Eventually(f.t, 30*time.Second, func() error {
+		for _, s := range f.holdStreams() {
+			if n := f.info(s).State.Msgs; n != 0 {
+				return fmt.Errorf("%d messages in stream %s", n, s)
+			}
+		}
+		return nil
+	})
+}
+
+// heldScopes is how many scopes an instance holds, in all partitions.
+func heldScopes(r *running) (n uint64) {
+	for _, s := range r.g.Stats() {
+		n += s.ScopesHeld
+	}
+	return n
+}
+
+// tenantPartitions deals the subjects of publishTenants out to n partitions.
+func tenantPartitions(n int) [][]string {
+	out := make([][]string, n)
+	for i := range tenants {
+		out[i%n] = append(out[i%n], fmt.Sprintf("in.t%d.>", i))
+	}
+	return out
+}
+
+// sealedTenants waits until n messages are sealed, in all partitions.
+func (f *fixture) sealedTenants(n int) {
+	f.t.Helper()
+	natstest.Eventually(f.t, 60*time.Second, func() error {
+		got := uint64(0)
+		for _, s := range f.sealedStreams() {
+			stream, err := f.js.Stream(f.t.Context(), s)
+			if err != nil {
+				return err // not made yet
+			}
+			got += stream.CachedInfo().State.LastSeq
+		}
+		if got < uint64(n) {
+			return fmt.Errorf("%d messages sealed, want %d", got, n)
 		}
 		return nil
 	})
@@ -191,10 +248,20 @@ func TestHoldKilled(t *testing.T) {
 	if testing.Short() {
 		rounds = 8
 	}
-	for _, retention := range []jetstream.RetentionPolicy{jetstream.LimitsPolicy, jetstream.WorkQueuePolicy} {
-		t.Run(retention.String(), func(t *testing.T) {
+	for _, c := range []struct {
+		retention  jetstream.RetentionPolicy
+		partitions int
+	}{{jetstream.LimitsPolicy, 0}, {jetstream.WorkQueuePolicy, 0}, {jetstream.LimitsPolicy, 3}, {jetstream.WorkQueuePolicy, 3}, {jetstream.InterestPolicy, 2}} {
+		if testing.Short() && (c.partitions == 2 || (c.partitions == 3) != (c.retention == jetstream.WorkQueuePolicy)) {
+			t.Logf("short: not %d partitions of a source with %v retention", c.partitions, c.retention)
+			continue
+		}
+		t.Run(fmt.Sprintf("%v,%d", c.retention, c.partitions), func(t *testing.T) {
 			t.Parallel() // waits for most of its time
-			f := newHoldFixture(t, jetstream.StreamConfig{Retention: retention, Storage: jetstream.MemoryStorage})
+			f := newHoldFixture(t, jetstream.StreamConfig{Retention: c.retention, Storage: jetstream.MemoryStorage})
+			if c.partitions > 0 {
+				f.route.Source.Subjects, f.route.Source.Partitions = nil, tenantPartitions(c.partitions)
+			}
 			f.route.Source.AfterSeal = gateway.AfterSealPurge
 			f.route.Sealed.Create.Storage, f.route.Hold.Create.Storage = gateway.MemoryStorage, gateway.MemoryStorage
 			f.tune.ClaimTTL = 300 * time.Millisecond
@@ -203,6 +270,13 @@ func TestHoldKilled(t *testing.T) {
 			t.Logf("seed %d", seed)
 			rnd := rand.New(rand.NewPCG(seed, 1))
 			n, held, releasing := 0, 0, 0
+			if c.retention == jetstream.InterestPolicy { // which drops what nobody waits for
+				first := f.start()
+				f.shares(30*time.Second, []*running{first}, c.partitions)
+				if err := first.stop(); err != nil {
+					t.Fatal(err)
+				}
+			}
 			// On a slow machine it takes more of them until a gateway gets so far.
 			for round := 0; round < rounds || (held == 0 || releasing == 0) && round < 10*rounds; round++ {
 				for i := range 6 { // six scopes come and go
@@ -224,20 +298,26 @@ func TestHoldKilled(t *testing.T) {
 				time.AfterFunc(time.Duration(rnd.IntN(300))*time.Millisecond, func() { f.refuse(nil, back) })
 				until := time.Now().Add(time.Duration(20+rnd.IntN(400)+10*round) * time.Millisecond)
 				natstest.Eventually(t, 10*time.Second, func() error {
-					s := run.stats()
-					if s.ScopesHeld > 0 {
-						held++
+					stopped := false
+					for _, s := range run.g.Stats() {
+						if s.ScopesHeld > 0 {
+							held++
+						}
+						if s.ScopesHeld > 0 && s.Messages > 0 {
+							releasing++
+						}
+						stopped = stopped || s.State == gateway.StateStopped
 					}
-					if s.ScopesHeld > 0 && s.Messages > 0 {
-						releasing++
-					}
-					if s.State == gateway.StateStopped || time.Now().After(until) {
+					if stopped || time.Now().After(until) {
 						return nil
 					}
 					return fmt.Errorf("not yet")
 				})
 				conn.Close()
-				run.stopped(gateway.ErrConnection)
+				// One that waits for its share of partitions does not notice.
+				if err := run.stop(); err != nil && !errors.Is(err, gateway.ErrConnection) {
+					t.Fatal(err)
+				}
 				<-done
 			}
 			if held == 0 || releasing == 0 {
@@ -249,12 +329,7 @@ func TestHoldKilled(t *testing.T) {
 			conn := f.srv.Conn(t)
 			f.route.Source.Conn, f.route.Sealed.Conn = conn, conn
 			f.start()
-			natstest.Eventually(t, 20*time.Second, func() error {
-				if got := f.info(sealed).State.LastSeq; got < uint64(n) {
-					return fmt.Errorf("%d messages sealed, want %d", got, n)
-				}
-				return nil
-			})
+			f.sealedTenants(n)
 			if got := f.info(source).State.LastSeq; got != uint64(n) {
 				t.Fatalf("the source got %d messages, want %d", got, n)
 			}

@@ -42,24 +42,28 @@ func (w *worker) checkUnheld(ctx context.Context, rec *record) error {
 	return err
 }
 
-// checkOldHold makes sure that a partition that was drained left nothing in its hold
-// stream, and that nothing can come into it: the new layout may have its subjects.
-func (w *worker) checkOldHold(ctx context.Context, old *layout, number uint32, rec *record) error {
-	if rec.Hold == "" {
-		return nil
-	}
-	subjects := holdSubjectsOf(old.Route, number, old.Split)
-	n, info, err := w.heldIn(ctx, rec.Hold, subjects)
-	switch {
-	case err != nil || info == nil:
-		return err
-	case n > 0:
-		return fmt.Errorf("%w: %w: partition %d left %d of them in stream %s", ErrLayout, errHeld, number, n, rec.Hold)
-	}
-	for _, s := range info.Config.Subjects {
-		if patternsOverlap(s, subjects.all()) {
-			return fmt.Errorf("%w: hold stream %s of the recorded %v is empty and still takes %s: delete it", ErrLayout, rec.Hold, old, s)
+// checkOldHolds makes sure that the partitions of a drained layout left nothing in
+// their hold streams, and that nothing can come into them: the new layout may have
+// the same subjects. streams has the name of each, "" for none.
+func (w *worker) checkOldHolds(ctx context.Context, old *layout, streams []string) error {
+	takes := ""
+	for i, stream := range streams {
+		if stream == "" {
+			continue
 		}
+		subjects := holdSubjectsOf(old.Route, uint32(i), old.Split)
+		n, info, err := w.heldIn(ctx, stream, subjects)
+		switch {
+		case err != nil:
+			return err
+		case n > 0:
+			return fmt.Errorf("%w: %w: partition %d left %d of them in stream %s", ErrLayout, errHeld, i, n, stream)
+		case info != nil && takes == "" && anyOverlap(info.Config.Subjects, []string{subjects.all()}):
+			takes = fmt.Sprintf("hold stream %s is empty and still takes %s: delete it", stream, subjects.all())
+		}
+	}
+	if takes != "" {
+		return fmt.Errorf("%w: recorded are %v, configured are %v: %s", ErrLayout, old, w.part.layout, takes)
 	}
 	return nil
 }

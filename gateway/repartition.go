@@ -40,6 +40,7 @@ func (w *worker) repartition(ctx context.Context, b *bucket, old *layout) (*layo
 	}
 	next := *w.part.layout
 	begin := *old.Drain
+	var held []string // hold streams
 	for i, p := range old.Parts {
 		for _, q := range next.Parts {
 			if p.Stream == q.Stream {
@@ -81,10 +82,11 @@ func (w *worker) repartition(ctx context.Context, b *bucket, old *layout) (*layo
 		case !gone && (stream.Created.UnixNano() != rec.SealedCreated || stream.State.LastSeq != rec.LastSeq):
 			return refuse("sealed stream %s ends at %d, the position of partition %d says %d: it changed after the drain", p.Stream, stream.State.LastSeq, i, rec.LastSeq)
 		}
-		if err := w.checkOldHold(ctx, old, uint32(i), rec); err != nil {
-			return nil, err
-		}
+		held = append(held, rec.Hold)
 		begin.Gap += rec.Gap
+	}
+	if err := w.checkOldHolds(ctx, old, held); err != nil {
+		return nil, err
 	}
 	if info.Config.Retention == jetstream.WorkQueuePolicy {
 		// The consumers of the old layout overlap with those to come. A work queue
