@@ -138,8 +138,11 @@ func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jet
 		if derr := eng.drain(after); derr != nil {
 			w.log.Warn("not everything was acknowledged; the next run reads what was stored", "error", derr)
 		}
-	} else if !stops(err) {
+	} else if !stops(err) || errors.Is(err, ErrSourceGap) {
 		err = ferr
+	}
+	if eng.err() == nil {
+		err = w.contested(after, err, t.published)
 	}
 	close(stop)
 	<-stopped

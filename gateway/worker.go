@@ -264,7 +264,7 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	}
 	p, err := w.recoverPlace(ctx, d, rec, recErr, info)
 	if err != nil {
-		return err
+		return w.contested(ctx, err, d.lastSeq)
 	}
 	var h *holds
 	if w.route.Hold != nil {
