@@ -61,6 +61,7 @@
 //
 // A route with a [Hold] does not wait for the key of a single scope: it puts the
 // scope's messages aside, sealed, and releases them in order when the key is back.
+// It needs [EngineDurable], which [EngineAuto] then is.
 //
 // # Limits of the promise
 //

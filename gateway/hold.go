@@ -62,6 +62,7 @@ func (t *tenure) divert(ctx context.Context, items []item, gaps map[uint64]uint6
 		if err := h.engine.flush(ctx); err != nil {
 			return nil, fmt.Errorf("holding messages: %w", err)
 		}
+		h.marks.saw(h.last)
 		h.report()
 	}
 	return out, nil

@@ -44,6 +44,7 @@ func (h *holds) fence(ctx context.Context, chain envelope.ChainID, created int64
 		return fmt.Errorf("fencing stream %s: %w", h.d.config.Name, refusal(reply))
 	}
 	h.last++
+	h.marks.saw(h.last)
 	if h.engine != nil {
 		h.engine.skip(h.last)
 	}

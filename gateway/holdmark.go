@@ -26,13 +26,14 @@ type marks struct {
 	created int64 // of the hold stream, unix nanoseconds
 
 	mu      sync.Mutex          // guards what follows
+	last    uint64              // sequence of the hold stream up to which this worker knows what is held
 	known   map[string]mark     // by tag: acknowledged
 	pending []pendingMark       // in the order of the sealed stream
 	tags    map[string]struct{} // of both
 }
 
-func newMarks(created int64) *marks {
-	return &marks{created: created, known: make(map[string]mark), tags: make(map[string]struct{})}
+func newMarks(created int64, last uint64) *marks {
+	return &marks{created: created, last: last, known: make(map[string]mark), tags: make(map[string]struct{})}
 }
 
 // begin notes how far a scope was released before this tenure.
@@ -74,10 +75,16 @@ func (k *marks) room(tag string) bool {
 	return ok || len(k.tags) < maxMarks
 }
 
-// text returns what a record says whose sealed stream ends at acked, "" for no
-// marks:
+// saw notes up to where the worker knows what is held.
+func (k *marks) saw(last uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.last = last
+}
+
+// text returns what a record says whose sealed stream ends at acked:
 //
-//	<created> <tag>:<hold>:<sealed> <tag>:<hold>:<sealed>
+//	<created>:<last> <tag>:<hold>:<sealed> <tag>:<hold>:<sealed>
 func (k *marks) text(acked uint64) string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -88,10 +95,8 @@ func (k *marks) text(acked uint64) string {
 		n++
 	}
 	k.pending = slices.Delete(k.pending, 0, n)
-	if len(k.known) == 0 {
-		return ""
-	}
-	b := strconv.AppendInt(nil, k.created, 10)
+	b := append(strconv.AppendInt(nil, k.created, 10), ':')
+	b = strconv.AppendUint(b, k.last, 10)
 	for _, tag := range slices.Sorted(maps.Keys(k.known)) {
 		m := k.known[tag]
 		b = append(append(append(b, ' '), tag...), ':')
@@ -101,31 +106,35 @@ func (k *marks) text(acked uint64) string {
 	return string(b)
 }
 
-// parseMarks reads what text wrote into an authenticated record, for a hold stream
-// made at created. Marks of an earlier hold stream are none.
-func parseMarks(s string, created int64) (map[string]mark, error) {
-	out := make(map[string]mark)
+// parseMarks reads what text wrote into an authenticated record. ok is false where
+// it says nothing of the hold stream that was made at created.
+func parseMarks(s string, created int64) (known map[string]mark, last uint64, ok bool, err error) {
 	if s == "" {
-		return out, nil
+		return nil, 0, false, nil
 	}
-	f := strings.Split(s, " ")
 	malformed := fmt.Errorf("%w: position record: malformed marks", ErrHold)
-	if at, err := strconv.ParseInt(f[0], 10, 64); err != nil {
-		return nil, malformed
-	} else if at != created {
-		return out, nil
+	f := strings.Split(s, " ")
+	head, seq, _ := strings.Cut(f[0], ":")
+	at, err1 := strconv.ParseInt(head, 10, 64)
+	last, err2 := strconv.ParseUint(seq, 10, 64)
+	if err1 != nil || err2 != nil {
+		return nil, 0, false, malformed
 	}
+	if at != created {
+		return nil, 0, false, nil
+	}
+	known = make(map[string]mark)
 	for _, m := range f[1:] {
 		p := strings.Split(m, ":")
 		if len(p) != 3 {
-			return nil, malformed
+			return nil, 0, false, malformed
 		}
 		hold, err1 := strconv.ParseUint(p[1], 10, 64)
 		sealed, err2 := strconv.ParseUint(p[2], 10, 64)
 		if err1 != nil || err2 != nil {
-			return nil, malformed
+			return nil, 0, false, malformed
 		}
-		out[p[0]] = mark{hold, sealed}
+		known[p[0]] = mark{hold, sealed}
 	}
-	return out, nil
+	return known, last, true, nil
 }

@@ -15,6 +15,10 @@ type released struct {
 	rec *record      // nil: none
 
 	marks map[string]mark
+	// What is held behind last was unknown to who wrote the record: up to the source
+	// sequence passed, that one sealed it from the source.
+	last, passed uint64
+	created      int64 // of the source stream of passed
 	// newest is the last sealed message of an origin subject, as far as it was read.
 	newest map[string]sealedCopy
 	// unsure: sealed messages are gone that no mark speaks of.
@@ -28,14 +32,16 @@ type released struct {
 // is read. Without such a record, the last message of each subject has to say it.
 func (r *released) read(ctx context.Context, found map[string]*foundLane) (err error) {
 	w := r.h.w
-	r.marks, r.newest = make(map[string]mark), make(map[string]sealedCopy)
-	rec := r.rec
-	if rec == nil || rec.Sealed != w.home.sealed || rec.SealedCreated != w.home.sealedCreated || rec.Hold != r.h.d.config.Name {
-		r.unsure = r.d.firstSeq > 1
-		return r.readSubjects(ctx, found)
+	r.newest = make(map[string]sealedCopy)
+	rec, known := r.rec, false
+	if rec != nil {
+		if r.marks, r.last, known, err = parseMarks(rec.Released, r.h.d.created.UnixNano()); err != nil {
+			return err
+		}
 	}
-	if r.marks, err = parseMarks(rec.Released, r.h.d.created.UnixNano()); err != nil {
-		return err
+	if !known || rec.Sealed != w.home.sealed || rec.SealedCreated != w.home.sealedCreated || rec.Hold != r.h.d.config.Name {
+		r.marks, r.unsure = nil, r.d.firstSeq > 1
+		return r.readSubjects(ctx, found)
 	}
 	if rec.LastSeq > r.d.lastSeq {
 		// The sealed stream lost its end. What was released with that is so again.
@@ -47,6 +53,7 @@ func (r *released) read(ctx context.Context, found map[string]*foundLane) (err e
 		}
 		return r.readSubjects(ctx, found)
 	}
+	r.passed, r.created = rec.Previous, rec.SourceCreated
 	if rec.LastSeq == r.d.lastSeq || len(found) == 0 {
 		return nil
 	}
@@ -124,6 +131,9 @@ func (r *released) count(tag string, f *foundLane) int {
 	for n := len(f.messages); n > 0; n-- {
 		m := f.messages[n-1]
 		if m.seq <= r.marks[tag].hold {
+			return n
+		}
+		if m.seq > r.last && m.created == r.created && m.sequence <= r.passed {
 			return n
 		}
 		l := link{sequence: m.sequence, created: m.created}

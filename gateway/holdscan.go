@@ -52,7 +52,7 @@ func (w *worker) readHolds(ctx context.Context, d *destination, p *place, rec *r
 	if err := r.read(ctx, found); err != nil {
 		return nil, err
 	}
-	h.marks = newMarks(hd.created.UnixNano())
+	h.marks = newMarks(hd.created.UnixNano(), hd.lastSeq)
 	for tag, f := range found {
 		if err := h.restore(ctx, r, tag, f); err != nil {
 			return nil, err

@@ -51,6 +51,9 @@ type lane struct {
 //     record is at most a second older than its last message. If more than that is
 //     gone, nobody can tell, and the route stops. Marks that speak of more than the
 //     sealed stream holds do not count: what it lost of its end is released again.
+//     The record also says how much of the hold stream its writer knew. What another
+//     one held behind that, and the position has passed, its writer had sealed from
+//     the source.
 //  4. A held message is released only when the position has passed it. Its sealed
 //     copy states that position, so that nobody reads it from the source again
 //     when it is removed from the hold stream.
