@@ -133,14 +133,6 @@ func (f *fixture) holdEmpty() {
 	})
 }
 
-// heldScopes is how many scopes an instance holds, in all partitions.
-func heldScopes(r *running) (n uint64) {
-	for _, s := range r.g.Stats() {
-		n += s.ScopesHeld
-	}
-	return n
-}
-
 // tenantPartitions deals the subjects of publishTenants out to n partitions.
 func tenantPartitions(n int) [][]string {
 	out := make([][]string, n)

@@ -9,7 +9,7 @@ import (
 )
 
 // errHeld marks the errors of a route that would leave held messages behind.
-var errHeld = errors.New("messages are held")
+var errHeld = errors.New("gateway: messages are held")
 
 // heldIn counts what a hold stream has, but for fences. info is nil if the stream
 // does not exist.

@@ -219,11 +219,12 @@ func TestHoldRealKeys(t *testing.T) {
 			rounds := 2
 			for round := range rounds {
 				s.policy.deny(tenant(7))
-				before := s.policy.denials()
-				natstest.Eventually(t, 60*time.Second, func() error { // the lease of one second ends
-					publish()
-					if s.policy.denials() == before {
-						return fmt.Errorf("nothing was denied")
+				before, at := s.policy.denials(), time.Now()
+				natstest.Eventually(t, 60*time.Second, func() error { // the sessions of both end, after two seconds
+					f.publishTenants(n+1, n+tenants)
+					n += tenants
+					if s.policy.denials() == before || time.Since(at) < 3*time.Second {
+						return fmt.Errorf("nothing was denied, or not yet to both")
 					}
 					return nil
 				})
