@@ -111,6 +111,7 @@ var hints = []struct {
 	{ErrSourceChanged, "find out who recreated or restored the source stream; then name the first source sequence to seal with --resume-from"},
 	{ErrSourceGap, "the messages are gone; to go on, set on_source_gap: continue, or name the first source sequence to seal with --resume-from"},
 	{ErrPosition, "check who else may publish to the sealed subjects or delete from the sealed stream; then name the first source sequence to seal with --resume-from"},
+	{errInterest, "stop the gateway, give the stream limits retention (nats stream edit STREAM --retention limits), and drain again; with after_seal: purge the gateway then removes what it sealed, whoever else reads the stream"},
 	{ErrLayout, "configure the recorded partitions again; to change them, run them with --drain until it ends, take the subjects from their sealed streams or delete those, then start the new ones with new sealed streams"},
 	{ErrNoStart, "set the route's start to first, new, a sequence or a time"},
 	{ErrUnsealed, "they came before the route's start, were skipped by --resume-from, or their sealed copies or dead letters are gone: seal or remove those yourself first"},

@@ -104,6 +104,8 @@ func (l layout) encode(key keysvc.RouteKey) ([]byte, error) {
 	return b, nil
 }
 
+var errInterest = errors.New("a stream with interest retention cannot be drained")
+
 var errBadLayout = errors.New("the recorded layout was not written by this route")
 
 // decodeLayout reads and authenticates an entry. Whatever is wrong is errBadLayout.
@@ -207,7 +209,7 @@ func (w *worker) agree(ctx context.Context, b *bucket, info *jetstream.StreamInf
 	switch {
 	case w.route.Drain && next.Drain == nil:
 		if info.Config.Retention == jetstream.InterestPolicy {
-			return nil, fmt.Errorf("%w: stream %s has interest retention, which cannot be drained: what nobody waits for while the layouts change would be lost", ErrLayout, info.Config.Name)
+			return nil, fmt.Errorf("%w: %w: stream %s: what nobody waits for while the layouts change would be lost", ErrLayout, errInterest, info.Config.Name)
 		}
 		next.Drain = &beginning{SourceCreated: info.Created.UnixNano(), After: info.State.LastSeq, Since: sinceOf(info, info.State.LastSeq)}
 		w.log.Info("draining", "up_to", next.Drain.After)
