@@ -45,7 +45,7 @@ func TestPositionBindings(t *testing.T) {
 	key := testRouteKey(t, 1)
 	rapid.Check(t, func(t *rapid.T) {
 		name := rapid.StringMatching(`[A-Za-z0-9_-]{1,20}`)
-		h := home{name.Draw(t, "route"), name.Draw(t, "sealed"), rapid.Int64().Draw(t, "created"), rapid.Uint32().Draw(t, "partition"), name.Draw(t, "source")}
+		h := home{name.Draw(t, "route"), name.Draw(t, "sealed"), rapid.Int64().Draw(t, "created"), rapid.Uint32().Draw(t, "partition"), name.Draw(t, "source"), rapid.Bool().Draw(t, "shared")}
 		p := position{
 			chain: envelope.ChainID(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "chain")), created: rapid.Int64().Draw(t, "source created"),
 			sequence: rapid.Uint64Min(1).Draw(t, "sequence"), timestamp: rapid.Int64().Draw(t, "timestamp"),
