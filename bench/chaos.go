@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keyweir/keyweir/gateway"
+	"github.com/keyweir/keyweir/internal/checkpoint"
 )
 
 // ChaosConfig says what [Chaos] does.
@@ -50,6 +51,8 @@ type ChaosConfig struct {
 	// Partitions are the route's, each with a sealed stream, shared by the two
 	// gateways. 0: 1.
 	Partitions int
+	// Shared makes the partitions write to one sealed stream.
+	Shared bool
 	// NoPauses publishes steadily. False: a part of the messages comes in bursts
 	// with pauses between them.
 	NoPauses bool
@@ -81,6 +84,7 @@ type ChaosReport struct {
 	Servers     int    `json:"servers"`
 	Engine      string `json:"engine"` // as set
 	Partitions  int    `json:"partitions"`
+	Shared      bool   `json:"shared"`
 	Kills       int    `json:"kills"`
 	Zombies     int    `json:"zombies"`
 	ServerKills int    `json:"server_kills"`
@@ -149,7 +153,7 @@ func Chaos(ctx context.Context, cfg ChaosConfig) (report *ChaosReport, err error
 	}
 	c := &chaos{ChaosConfig: cfg, random: rand.New(rand.NewPCG(cfg.Seed, cfg.Seed)), report: &ChaosReport{
 		Subjects: cfg.Subjects, Scopes: cfg.Scopes, Kills: cfg.Kills, Zombies: cfg.Zombies, ServerKills: cfg.ServerKills,
-		Servers: cfg.Servers, Engine: cfg.Engine, Partitions: cfg.Partitions, Faults: cfg.Kills + cfg.Zombies + cfg.ServerKills, Seed: cfg.Seed,
+		Servers: cfg.Servers, Engine: cfg.Engine, Partitions: cfg.Partitions, Shared: cfg.Shared, Faults: cfg.Kills + cfg.Zombies + cfg.ServerKills, Seed: cfg.Seed,
 	}}
 	defer c.close()
 	fmt.Fprintf(cfg.Log, "seed %d\n", cfg.Seed)
@@ -203,6 +207,10 @@ func (c *ChaosConfig) fill() error {
 		return errors.New("preparing chaos: negative number")
 	case c.Servers != 1 && c.Servers != 3:
 		return fmt.Errorf("preparing chaos: %d servers, want 1 or 3", c.Servers)
+	case c.Shared && c.Partitions < 2:
+		return errors.New("preparing chaos: a shared sealed stream needs partitions")
+	case c.Shared && c.Deny > 0:
+		return errors.New("preparing chaos: a shared sealed stream does not go together with denial")
 	case c.Scopes < 0 || c.Deny < 0 || c.DenyFor < 0 || c.Rate < 0:
 		return errors.New("preparing chaos: negative number")
 	case c.Subjects < c.Partitions || c.Subjects < c.Scopes:
@@ -261,7 +269,7 @@ func (c *chaos) start(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	p := plan{url: c.servers.url(), engine: c.Engine, replicas: c.Servers, topics: c.topics()}
+	p := plan{url: c.servers.url(), engine: c.Engine, replicas: c.Servers, topics: c.topics(), shared: c.Shared}
 	if c.Deny > 0 {
 		c.drill = newDrill(c)
 		p.denied, p.period = c.drill.scopes, c.drill.period
@@ -398,7 +406,11 @@ func (c *chaos) watch(ctx context.Context, done <-chan struct{}) error {
 		now := int64(0)
 		for i := range each {
 			var s jetstream.Stream
-			if s, err = c.js.Stream(ctx, sealedStream(i, c.Partitions)); err == nil { // it is not while a server is away
+			if c.Shared {
+				if i == 0 {
+					each[0], err = c.countShared(ctx, each[0])
+				}
+			} else if s, err = c.js.Stream(ctx, sealedStream(i, c.Partitions)); err == nil { // it is not while a server is away
 				each[i] = int64(s.CachedInfo().State.LastSeq)
 			}
 			now += each[i]
@@ -412,6 +424,20 @@ func (c *chaos) watch(ctx context.Context, done <-chan struct{}) error {
 			return fmt.Errorf("nothing was sealed for %v after message %d (%v)\n%s", chaosPatience, now, err, c.fleet.tails())
 		}
 	}
+}
+
+// countShared counts the messages of a shared sealed stream, which has checkpoints
+// besides; without an answer it returns what it was given.
+func (c *chaos) countShared(ctx context.Context, before int64) (int64, error) {
+	s, err := c.js.Stream(ctx, chaosSealed)
+	if err != nil {
+		return before, err
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(checkpoint.Pattern(chaosSealed)))
+	if err != nil {
+		return before, err
+	}
+	return int64(info.State.Msgs) - int64(len(info.State.Subjects)), nil
 }
 
 func pauseFor(ctx context.Context, d time.Duration) error {

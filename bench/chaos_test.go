@@ -98,7 +98,7 @@ func TestVerifier(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var r ChaosReport
-			v := newVerifier(&r, two, []uint64{1, 2, 3, 4, 5, 6, 7, 8})
+			v := newVerifier(&r, two, false, []uint64{1, 2, 3, 4, 5, 6, 7, 8})
 			for _, m := range tt.damage(good()) {
 				v.message(m)
 			}

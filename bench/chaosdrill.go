@@ -169,11 +169,11 @@ func (d *drill) hit(ctx context.Context, count *int, p *process, partition int, 
 		return nil
 	}
 	*count++
-	d.r.HeldMax = max(d.r.HeldMax, h.total)
 	if !releasing {
 		fmt.Fprintf(d.c.Log, "hit %s while %d messages of partition %d were held\n", p.name, h.denied[partition], partition)
 		return nil
 	}
+	d.r.HeldMax = max(d.r.HeldMax, h.total) // sample has ended
 	s, err := d.sealed(ctx)
 	if err != nil {
 		return err

@@ -146,7 +146,7 @@ func (c *chaos) killServer(ctx context.Context) error {
 		var err error
 		stream := chaosSource
 		if c.random.IntN(2) == 0 {
-			stream = sealedStream(c.random.IntN(c.Partitions), c.Partitions)
+			stream = c.stream(c.random.IntN(c.Partitions))
 		}
 		if i, err = c.leader(ctx, stream); err != nil {
 			return err

@@ -22,6 +22,14 @@ func sealedStream(partition, partitions int) string {
 	return fmt.Sprintf("%s-%d", chaosSealed, partition)
 }
 
+// stream is the sealed stream of a partition.
+func (c *chaos) stream(partition int) string {
+	if c.Shared {
+		return chaosSealed
+	}
+	return sealedStream(partition, c.Partitions)
+}
+
 // chaosPayload is message n of a subject: its names, and filling that differs in
 // length and content.
 func chaosPayload(subject, n int) []byte {
@@ -40,8 +48,12 @@ func (c *chaos) verify(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = opener.Close() }() // only drops keys
-	v := newVerifier(c.report, c.topics(), c.publisher.acked)
-	for p := range c.Partitions {
+	v := newVerifier(c.report, c.topics(), c.Shared, c.publisher.acked)
+	n := c.Partitions
+	if c.Shared {
+		n = 1
+	}
+	for p := range n {
 		if err := c.verifyStream(ctx, opener, v, p); err != nil {
 			return err
 		}
@@ -58,7 +70,7 @@ func (c *chaos) verify(ctx context.Context) error {
 
 // verifyStream reads the sealed stream of one partition.
 func (c *chaos) verifyStream(ctx context.Context, opener *streams.Opener, v *verifier, partition int) error {
-	stream, err := c.js.Stream(ctx, sealedStream(partition, c.Partitions))
+	stream, err := c.js.Stream(ctx, c.stream(partition))
 	if err != nil {
 		return fmt.Errorf("reading sealed stream: %w", err)
 	}
@@ -89,6 +101,7 @@ func (c *chaos) verifyStream(ctx context.Context, opener *streams.Opener, v *ver
 		switch {
 		case err == nil:
 			v.message(m)
+		case errors.Is(err, streams.ErrCheckpoint) && c.Shared:
 		case errors.Is(err, streams.ErrUnavailable), ctx.Err() != nil:
 			return fmt.Errorf("verifying: %w", err)
 		default:
@@ -110,41 +123,65 @@ type verifier struct {
 	last   []uint64 // by subject, the highest source sequence seen
 	odd    int      // messages at another source sequence than the acknowledged one
 
+	shared bool // all partitions are in the stream that is read
 	// Of the stream that is read.
 	partition int
-	main      streams.ChainID            // the last chain that is not one of released messages
-	at        map[streams.ChainID]uint64 // by chain, the sequence of the message before
+	ends      []chainEnd // by partition
 }
 
-func newVerifier(r *ChaosReport, t topics, acked []uint64) *verifier {
-	v := &verifier{r: r, topics: t, acked: acked, seen: make([]bool, len(acked)), last: make([]uint64, t.subjects)}
+// chainEnd is how far a partition was read.
+type chainEnd struct {
+	main streams.ChainID            // the last chain that is not one of released messages
+	at   map[streams.ChainID]uint64 // by chain, the sequence of the message before
+}
+
+func newVerifier(r *ChaosReport, t topics, shared bool, acked []uint64) *verifier {
+	v := &verifier{r: r, topics: t, shared: shared, acked: acked, seen: make([]bool, len(acked)), last: make([]uint64, t.subjects)}
 	v.begin(0)
 	return v
 }
 
 // begin starts with the sealed stream of a partition.
 func (v *verifier) begin(partition int) {
-	v.partition, v.main, v.at = partition, streams.ChainID{}, make(map[streams.ChainID]uint64)
+	v.partition, v.ends = partition, make([]chainEnd, v.topics.partitions)
+	for i := range v.ends {
+		v.ends[i].at = make(map[streams.ChainID]uint64)
+	}
+}
+
+// of is the partition that m belongs to, by its subject; whether the subject is
+// right shows by the payload.
+func (v *verifier) of(m opened) int {
+	if !v.shared {
+		return v.partition
+	}
+	rest, _ := strings.CutPrefix(m.Subject(), chaosPrefix+"p")
+	number, _, _ := strings.Cut(rest, ".")
+	p, err := strconv.Atoi(number)
+	if err != nil || p < 0 || p >= len(v.ends) {
+		return 0
+	}
+	return p
 }
 
 // link checks that a message names its predecessor. Messages that were held form
 // chains of their own beside the main one, each of which proves its beginning.
-func (v *verifier) link(m opened) {
+func (v *verifier) link(end *chainEnd, m opened) {
 	chain := m.Chain()
 	first, released := chain.ReleasedFrom(m.Sequence(), m.Previous())
 	switch {
-	case released && chain == envelope.ReleaseChain(v.main, first):
-	case chain != v.main:
-		if len(v.at) > 0 {
+	case released && chain == envelope.ReleaseChain(end.main, first):
+	case chain != end.main:
+		if len(end.at) > 0 {
 			v.r.BrokenLinks++ // the source is one and the same
 		}
-		v.main = chain
-		clear(v.at)
+		end.main = chain
+		clear(end.at)
 	}
-	if m.Previous() != v.at[chain] {
+	if m.Previous() != end.at[chain] {
 		v.r.BrokenLinks++
 	}
-	v.at[chain] = m.Sequence()
+	end.at[chain] = m.Sequence()
 }
 
 // opened is what the verifier looks at; *streams.Message is one.
@@ -157,12 +194,13 @@ type opened interface {
 }
 
 func (v *verifier) message(m opened) {
-	v.link(m)
+	partition := v.of(m)
+	v.link(&v.ends[partition], m)
 	subject, n := named(m.Data())
 	t := v.topics
 	i := n*t.subjects + subject
 	if subject < 0 || subject >= t.subjects || n < 0 || n > len(v.acked)/t.subjects || i >= len(v.acked) ||
-		m.Subject() != t.subject(subject) || subject%t.partitions != v.partition || !bytes.Equal(m.Data(), chaosPayload(subject, n)) {
+		m.Subject() != t.subject(subject) || subject%t.partitions != partition || !bytes.Equal(m.Data(), chaosPayload(subject, n)) {
 		v.r.Mismatched++
 		return
 	}

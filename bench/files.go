@@ -33,6 +33,8 @@ type plan struct {
 	// deniedPath. Nil: that file is not written, and the route does not hold.
 	denied []int
 	period time.Duration // a data key may be used for; 0: the default
+
+	shared bool
 }
 
 // writeFiles writes identities, domain key, configuration and the reader's
@@ -71,6 +73,10 @@ func (l *launcher) writeFiles(ctx context.Context, p plan) error {
 		}
 		subjects = "partitions: [" + strings.Join(parts, ", ") + "]"
 	}
+	share := "false"
+	if p.shared {
+		share = "true"
+	}
 	hold, rule, period := "", "", ""
 	if p.denied != nil {
 		hold = fmt.Sprintf("\n      on_scope_unavailable: hold\n      hold: {create: {replicas: %d}}", p.replicas)
@@ -83,7 +89,7 @@ func (l *launcher) writeFiles(ctx context.Context, p plan) error {
 		"SUBJECTS", subjects, "HOLDS", hold, "HOLDRULE", rule, "PERIOD", period, "TOPICS", topicRule,
 		"DIR", dir, "URL", p.url, "KEYSVC", public["keysvc"], "GATEWAY", public["gateway"], "READER", public["reader"],
 		"SOURCE", chaosSource, "SEALED", chaosSealed, "ROUTE", chaosRoute,
-		"ENGINE", p.engine, "CREATE", create, "REPLICAS", fmt.Sprint(p.replicas),
+		"ENGINE", p.engine, "SHARED", share, "CREATE", create, "REPLICAS", fmt.Sprint(p.replicas),
 	).Replace(planYAML)
 	files := map[string]string{configPath(dir): strings.ReplaceAll(text, "GRANTED", p.granted(nil))}
 	if p.denied != nil {
@@ -130,7 +136,7 @@ gateway:
   routes:
     - name: ROUTE
       source: {nats: hub, stream: SOURCE, SUBJECTS, after_seal: purge, start: first}
-      sealed: {nats: hub, stream: SEALED, subject: "sealed.>", create: {CREATE}, sync_interval: always}
+      sealed: {nats: hub, stream: SEALED, subject: "sealed.>", shared: SHARED, create: {CREATE}, sync_interval: always}
       engine: ENGINEHOLDS
 keysvc:
   nats: hub

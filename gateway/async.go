@@ -99,7 +99,7 @@ func refusal(m *nats.Msg) error {
 		return fmt.Errorf("%w: unexpected answer %.100q", errRefused, m.Data)
 	}
 	if wrongSequence(ack.Error) {
-		return fmt.Errorf("%w: %v", ErrFenced, ack.Error)
+		return fmt.Errorf("%w: %w", ErrFenced, ack.Error)
 	}
 	return fmt.Errorf("%w: %w", errRefused, ack.Error)
 }

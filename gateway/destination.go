@@ -15,6 +15,9 @@ const (
 	MetadataMode  = "keyweir-mode"
 	MetadataRoute = "keyweir-route"
 
+	// MetadataShared is how many partitions share the stream, absent where none do.
+	MetadataShared = "keyweir-shared"
+
 	// MetadataFrom names the sealed stream that an unsealed one comes from.
 	MetadataFrom = "keyweir-unsealed-from"
 
@@ -45,11 +48,14 @@ var refusals = []struct {
 
 // destination is the sealed stream as one tenure found it.
 type destination struct {
-	config   jetstream.StreamConfig
-	created  time.Time
-	firstSeq uint64
-	lastSeq  uint64
-	unused   bool // nothing was ever stored
+	config  jetstream.StreamConfig
+	created time.Time
+	lastSeq uint64 // that the next message must follow: the stream's, or the partition's where several share it
+	unused  bool   // nothing was ever stored
+
+	// Where partitions share the stream, see readTip.
+	tip                     *tip   // the last checkpoint of this one; nil: none is there
+	streamFirst, streamLast uint64 // sequences
 }
 
 // openDestination finds or creates the sealed stream and checks it.
@@ -71,8 +77,9 @@ func openDestination(ctx context.Context, js jetstream.JetStream, r *Route, pref
 	}
 	first := max(info.Config.FirstSeq, 1)
 	return &destination{
-		config: info.Config, created: info.Created, firstSeq: info.State.FirstSeq, lastSeq: info.State.LastSeq,
-		unused: info.State.LastSeq < first, // a stream with first_seq begins one below it
+		config: info.Config, created: info.Created, lastSeq: info.State.LastSeq,
+		unused:      info.State.LastSeq < first, // a stream with first_seq begins one below it
+		streamFirst: info.State.FirstSeq, streamLast: info.State.LastSeq,
 	}, nil
 }
 
@@ -80,7 +87,7 @@ func createDestination(ctx context.Context, js jetstream.JetStream, r *Route, pr
 	c := r.Sealed.Create
 	cfg := jetstream.StreamConfig{
 		Name: r.Sealed.Stream, Description: "sealed by Keyweir, route " + r.Name,
-		Subjects: r.targets(prefix),
+		Subjects: r.bound(prefix),
 		Replicas: max(c.Replicas, 1), MaxAge: c.MaxAge, MaxBytes: -1, AllowDirect: true,
 		Metadata: map[string]string{MetadataMode: r.mode(), MetadataRoute: r.Name},
 	}
@@ -88,6 +95,7 @@ func createDestination(ctx context.Context, js jetstream.JetStream, r *Route, pr
 		cfg.Description = "unsealed by Keyweir, route " + r.Name
 		cfg.Metadata[MetadataFrom] = r.Source.Stream
 	}
+	r.shard.create(&cfg)
 	if r.Ingest != nil {
 		delete(cfg.Metadata, MetadataRoute) // others may write, too
 		cfg.AllowMsgTTL = r.Ingest.AllowTTL
@@ -144,7 +152,10 @@ func checkDestination(c *jetstream.StreamConfig, r *Route, prefix string) error 
 	if r.Ingest != nil && r.Ingest.AllowTTL && !c.AllowMsgTTL {
 		return fmt.Errorf("%w: stream %s has no allow_msg_ttl, which the route grants (allow_ttl)", ErrDestination, c.Name)
 	}
-	if want := r.targets(prefix); !covered(c.Subjects, want) {
+	if err := r.shard.check(c); err != nil {
+		return err
+	}
+	if want := r.bound(prefix); !covered(c.Subjects, want) {
 		return fmt.Errorf("%w: stream %s takes %s, the route publishes to %s", ErrDestination, c.Name, strings.Join(c.Subjects, ", "), strings.Join(want, ", "))
 	}
 	return nil

@@ -29,6 +29,11 @@
 // them work on a route, or on a partition of it ([Source].Partitions), of which each
 // takes an even share. A late holder is harmless.
 //
+// Partitions have a sealed stream each, or share one ([Sealed].Shared). Then the last
+// sequence is nobody's fence: every batch is atomic and ends with a checkpoint on a
+// subject of its partition, keyweir.checkpoint.<stream>.<partition>, which must follow
+// the one before and says what the last message would say.
+//
 // # Core ingest
 //
 // A route with [CoreIngest] has no source stream: it takes plain publishes, seals
@@ -78,8 +83,9 @@
 // KV_KEYWEIR_positions, CONSUMER.CREATE, CONSUMER.MSG.NEXT and CONSUMER.DELETE of
 // the stream (after a crash its last messages are checked), and publishing to the
 // sealed subjects, which nobody else should be allowed, and to
-// $KV.KEYWEIR_claims.> and $KV.KEYWEIR_positions.>. A route with a Hold needs the same
-// for its hold stream, and STREAM.PURGE of it.
+// $KV.KEYWEIR_claims.> and $KV.KEYWEIR_positions.>; where partitions share a stream,
+// to keyweir.checkpoint.<stream>.* as well. A route with a Hold needs the same for its
+// hold stream, and STREAM.PURGE of it.
 //
 // Core ingest needs STREAM.NAMES, the queue group [QueueGroup] on its subjects and
 // allow_responses on the source, and STREAM.INFO, STREAM.CREATE and publishing to

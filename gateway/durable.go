@@ -35,12 +35,19 @@ type durableEngine struct {
 	inbox   string
 	attempt uint64
 	answers chan *nats.Msg
+	marks   *marker         // of the sender, once it runs; nil: the stream is nobody else's
+	ctx     context.Context // of the requests for marks; ends with close
+	cancel  context.CancelFunc
 	kick    chan struct{} // capacity 1: the sender shall look again
 
 	// Guarded by mu, like the ledger.
 	fill  *batch
 	size  int  // of the message that awaits room
 	hurry bool // draining: nothing more will come
+
+	// With marks.
+	open   bool   // a batch was sent, and what became of it is not known
+	stored uint64 // the last checkpoint
 }
 
 // batchLimits bound an atomic batch.
@@ -78,9 +85,11 @@ func newDurable(cfg engineConfig, limits batchLimits) (*durableEngine, error) {
 		msg: newMessage(&cfg), inbox: cfg.nc.NewInbox(),
 		answers: make(chan *nats.Msg, 16), kick: make(chan struct{}, 1), fill: &batch{},
 	}
+	e.withMarks(cfg.marks)
 	e.init(&cfg, 2*limits.count) // one batch fills, one is in flight
-	e.ready = e.fits
+	e.ready, e.stored = e.fits, cfg.lastSeq
 	if err := e.listen(e.inbox+".*.*", cfg.ackTimeout, e.receive); err != nil {
+		e.cancel()
 		return nil, err
 	}
 	e.done.Go(e.run)
@@ -150,7 +159,10 @@ func (e *durableEngine) run() {
 		if len(b.entries) > 0 {
 			wait = e.limits.age - time.Since(b.since)
 		}
-		if len(b.entries) > 0 && (b.due || e.hurry || wait <= 0) {
+		if e.marks != nil {
+			wait = min(wait, e.marks.wait())
+		}
+		if len(b.entries) > 0 && (b.due || e.hurry || time.Since(b.since) >= e.limits.age) {
 			e.fill = spare
 			e.signal() // there is room
 			e.mu.Unlock()
@@ -163,6 +175,13 @@ func (e *durableEngine) run() {
 			continue
 		}
 		e.mu.Unlock()
+		if e.marks != nil {
+			if err := e.renew(); err != nil {
+				e.fail(err)
+				return
+			}
+			wait = min(wait, e.marks.wait())
+		}
 		age.Reset(wait)
 		select {
 		case <-e.kick:
@@ -197,9 +216,12 @@ func (e *durableEngine) deliver(b *batch) error {
 			at += n
 			e.mu.Lock()
 			e.reach(b.base + uint64(at))
+			if e.marks != nil {
+				e.last.stored = e.stored
+			}
 			e.mu.Unlock()
 			deadline = time.Now().Add(e.patience)
-		case errors.Is(err, ErrFenced) || !errors.As(err, &api):
+		case errors.Is(err, ErrFenced) && !e.crowded(err) || !errors.As(err, &api):
 			return err
 		case api.ErrorCode == codeStoreFailed && n > 1:
 			piece = n / 2
@@ -208,7 +230,7 @@ func (e *durableEngine) deliver(b *batch) error {
 			e.mu.Lock()
 			e.limits.count = piece // for later batches too
 			e.mu.Unlock()
-		case api.ErrorCode != codeTooMany && api.ErrorCode != codeIncomplete || time.Now().After(deadline):
+		case api.ErrorCode != codeTooMany && api.ErrorCode != codeIncomplete && !errors.Is(err, ErrFenced) || time.Now().After(deadline):
 			return err
 		default:
 			select {
@@ -226,6 +248,9 @@ func (e *durableEngine) deliver(b *batch) error {
 // commit publishes n messages of b and waits for the answer. One message goes
 // alone, without a batch, which costs the server less.
 func (e *durableEngine) commit(b *batch, at, n int) error {
+	if e.marks != nil {
+		return e.commitMarked(b, at, n)
+	}
 	e.attempt++
 	attempt := e.inbox + "." + strconv.FormatUint(e.attempt, 10)
 	base := b.base + uint64(at)
@@ -263,20 +288,22 @@ func (e *durableEngine) commit(b *batch, at, n int) error {
 			return err
 		}
 	}
-	return e.answer(attempt, id, base+uint64(n), uint64(n))
+	_, err := e.answer(attempt, id, base+uint64(n), uint64(n))
+	return err
 }
 
-// answer waits for what the server says to a commit.
-func (e *durableEngine) answer(attempt, id string, last, count uint64) error {
+// answer waits for what the server says to a commit: the sequence of its last
+// message, which has to be last unless that is 0.
+func (e *durableEngine) answer(attempt, id string, last, count uint64) (uint64, error) {
 	var cause error
 	for {
 		var m *nats.Msg
 		select {
 		case m = <-e.answers:
 		case <-e.broken:
-			return e.err()
+			return 0, e.err()
 		case <-e.quit:
-			return errAckLost
+			return 0, errAckLost
 		}
 		switch m.Subject {
 		case attempt + ".first":
@@ -302,11 +329,11 @@ func (e *durableEngine) answer(attempt, id string, last, count uint64) error {
 			if cause != nil && ack.Error != nil && ack.Error.ErrorCode == codeIncomplete {
 				err = cause
 			}
-			return err
-		case ack.Duplicate || ack.Sequence != last || ack.Batch != id || id != "" && ack.Count != count:
-			return fmt.Errorf("%w: got one for %d messages up to sequence %d, want %d up to %d", errAckLost, ack.Count, ack.Sequence, count, last)
+			return 0, err
+		case ack.Duplicate || last > 0 && ack.Sequence != last || ack.Batch != id || id != "" && ack.Count != count:
+			return 0, fmt.Errorf("%w: got one for %d messages up to sequence %d, want %d up to %d", errAckLost, ack.Count, ack.Sequence, count, last)
 		}
-		return nil
+		return ack.Sequence, nil
 	}
 }
 
@@ -336,6 +363,9 @@ func (e *durableEngine) drain(ctx context.Context) error {
 }
 
 // close stops the sender. What it published may still be stored: the fence decides.
-func (e *durableEngine) close() { e.stop() }
+func (e *durableEngine) close() {
+	e.cancel()
+	e.stop()
+}
 
 var _ engine = (*durableEngine)(nil)

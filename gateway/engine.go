@@ -103,7 +103,8 @@ type engine interface {
 
 // acked is the last message of an unbroken row of acknowledgements.
 type acked struct {
-	sealed    uint64 // sequence in the sealed stream
+	sealed    uint64 // sequence in the sealed stream, or where partitions share it, a count that begins with one
+	stored    uint64 // sequence that the next message must follow: sealed, or that of the last checkpoint
 	source    uint64 // source sequence up to which all is sealed, or held; 0: none of this engine's
 	previous  uint64 // of the last source message on the chain: source, unless messages were held
 	timestamp int64  // of the source message at previous
@@ -119,6 +120,7 @@ type engineConfig struct {
 	window     int    // messages that may await their acknowledgement
 	ackTimeout time.Duration
 	plain      bool                     // what is stored is no envelope
+	marks      *marker                  // writes checkpoints, where partitions share the stream; else nil
 	onAck      func(took time.Duration) // one at a time is measured; nil: nobody wants to know
 }
 

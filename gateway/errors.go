@@ -112,6 +112,7 @@ var hints = []struct {
 	{ErrSourceGap, "the messages are gone; to go on, set on_source_gap: continue, or name the first source sequence to seal with --resume-from"},
 	{ErrPosition, "check who else may publish to the sealed subjects or delete from the sealed stream; then name the first source sequence to seal with --resume-from"},
 	{errHeld, "run the route as it was, with hold, and see why the scopes have no key; keyweir gateway --drain ends when all of it is released; to give held messages up, purge the hold stream"},
+	{errInterest, "stop the gateway, give the stream limits retention (nats stream edit STREAM --retention limits), and drain again; with after_seal: purge the gateway then removes what it sealed, whoever else reads the stream"},
 	{ErrLayout, "configure the recorded partitions again; to change them, run them with --drain until it ends, take the subjects from their sealed streams or delete those (hold streams too), then start the new ones with new sealed streams"},
 	{ErrNoStart, "set the route's start to first, new, a sequence or a time"},
 	{ErrUnsealed, "they came before the route's start, were skipped by --resume-from, or their sealed copies or dead letters are gone: seal or remove those yourself first"},

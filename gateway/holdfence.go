@@ -57,7 +57,7 @@ func (h *holds) fence(ctx context.Context, chain envelope.ChainID, created int64
 func (e *durableEngine) skip(seq uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.next, e.last.sealed = seq+1, seq
+	e.next, e.last.sealed, e.last.stored = seq+1, seq, seq
 }
 
 // fenceRemovals sets a fence behind what was released, before it is removed.

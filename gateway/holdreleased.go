@@ -40,7 +40,7 @@ func (r *released) read(ctx context.Context, found map[string]*foundLane) (err e
 		}
 	}
 	if !known || rec.Sealed != w.home.sealed || rec.SealedCreated != w.home.sealedCreated || rec.Hold != r.h.d.config.Name {
-		r.marks, r.unsure = nil, r.d.firstSeq > 1
+		r.marks, r.unsure = nil, r.d.streamFirst > 1
 		return r.readSubjects(ctx, found)
 	}
 	if rec.LastSeq > r.d.lastSeq {
@@ -48,7 +48,7 @@ func (r *released) read(ctx context.Context, found map[string]*foundLane) (err e
 		for tag, m := range r.marks {
 			if m.sealed > r.d.lastSeq {
 				delete(r.marks, tag)
-				r.unsure = r.d.firstSeq > 1
+				r.unsure = r.d.streamFirst > 1
 			}
 		}
 		return r.readSubjects(ctx, found)
@@ -57,7 +57,7 @@ func (r *released) read(ctx context.Context, found map[string]*foundLane) (err e
 	if rec.LastSeq == r.d.lastSeq || len(found) == 0 {
 		return nil
 	}
-	r.unsure = r.d.firstSeq > rec.LastSeq+1
+	r.unsure = r.d.streamFirst > rec.LastSeq+1
 	end := *r.d
 	last, err := getFromLeader(ctx, w.route.Sealed.Conn, r.d.config.Name, getRequest{LastFor: w.prefix + ">"})
 	if errors.Is(err, errNoMessage) {

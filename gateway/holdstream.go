@@ -113,7 +113,7 @@ func (w *worker) openHold(ctx context.Context, like *jetstream.StreamConfig) (*d
 	if want := w.holdSubjects().all(); !covered(c.Subjects, []string{want}) {
 		return nil, fmt.Errorf("%w: stream %s takes %s, the route publishes to %s", ErrHold, c.Name, strings.Join(c.Subjects, ", "), want)
 	}
-	return &destination{config: *c, created: info.Created, firstSeq: info.State.FirstSeq, lastSeq: info.State.LastSeq, unused: info.State.Msgs == 0}, nil
+	return &destination{config: *c, created: info.Created, streamFirst: info.State.FirstSeq, lastSeq: info.State.LastSeq, unused: info.State.Msgs == 0}, nil
 }
 
 func (w *worker) createHold(ctx context.Context, like *jetstream.StreamConfig) (*jetstream.StreamInfo, error) {

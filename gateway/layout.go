@@ -29,6 +29,12 @@ type layout struct {
 	Split   bool         `json:"split"`  // false: the route is not partitioned
 	Parts   []layoutPart `json:"partitions"`
 
+	// Shared: all of them have one sealed stream. Unused is the creation time of it
+	// (unix nanoseconds) if it held nothing when this was written, and never had: then
+	// a partition without a checkpoint and without a record has not begun.
+	Shared bool  `json:"shared,omitempty"`
+	Unused int64 `json:"unused,omitempty"`
+
 	// Begin is where partitions begin that were never relayed; nil: where the
 	// route's start says.
 	Begin *beginning `json:"begin,omitempty"`
@@ -56,7 +62,7 @@ const (
 )
 
 func newLayout(r *Route, parts []Route, prefix string) *layout {
-	l := &layout{Version: layoutVersion, Route: r.Name, Source: r.Source.Stream, Prefix: prefix, Split: r.Source.Partitions != nil}
+	l := &layout{Version: layoutVersion, Route: r.Name, Source: r.Source.Stream, Prefix: prefix, Split: r.Source.Partitions != nil, Shared: r.Sealed.Shared}
 	for _, p := range parts {
 		l.Parts = append(l.Parts, layoutPart{p.Sealed.Stream, p.Source.Subjects})
 	}
@@ -65,7 +71,7 @@ func newLayout(r *Route, parts []Route, prefix string) *layout {
 
 // same reports whether both split the route in the same way.
 func (l *layout) same(o *layout) bool {
-	return l.Route == o.Route && l.Source == o.Source && l.Prefix == o.Prefix && l.Split == o.Split &&
+	return l.Route == o.Route && l.Source == o.Source && l.Prefix == o.Prefix && l.Split == o.Split && l.Shared == o.Shared &&
 		slices.EqualFunc(l.Parts, o.Parts, func(a, b layoutPart) bool {
 			return a.Stream == b.Stream && slices.Equal(a.Subjects, b.Subjects)
 		})
@@ -81,6 +87,9 @@ func (l *layout) changed(o *layout) bool {
 func (l *layout) String() string {
 	if !l.Split {
 		return "one sealed stream, " + l.Parts[0].Stream
+	}
+	if l.Shared {
+		return fmt.Sprintf("%d partitions that share sealed stream %s", len(l.Parts), l.Parts[0].Stream)
 	}
 	return fmt.Sprintf("%d partitions, the first in sealed stream %s", len(l.Parts), l.Parts[0].Stream)
 }
@@ -103,6 +112,8 @@ func (l layout) encode(key keysvc.RouteKey) ([]byte, error) {
 	}
 	return b, nil
 }
+
+var errInterest = errors.New("a stream with interest retention cannot be drained")
 
 var errBadLayout = errors.New("the recorded layout was not written by this route")
 
@@ -185,7 +196,7 @@ func (w *worker) admit(ctx context.Context) error {
 
 // agree makes sure, under the claim, that the recorded layout is the configured
 // one, and records what this run has to say about it.
-func (w *worker) agree(ctx context.Context, b *bucket, info *jetstream.StreamInfo) (*layout, error) {
+func (w *worker) agree(ctx context.Context, b *bucket, d *destination, info *jetstream.StreamInfo) (*layout, error) {
 	recorded, revision, err := w.readLayout(ctx, b)
 	if err != nil {
 		return nil, err
@@ -204,17 +215,21 @@ func (w *worker) agree(ctx context.Context, b *bucket, info *jetstream.StreamInf
 	default:
 		next = *recorded
 	}
+	marked := next.Shared && next.Unused == 0 && d.unused
+	if marked {
+		next.Unused = d.created.UnixNano()
+	}
 	switch {
 	case w.route.Drain && next.Drain == nil:
 		if info.Config.Retention == jetstream.InterestPolicy {
-			return nil, fmt.Errorf("%w: stream %s has interest retention, which cannot be drained: what nobody waits for while the layouts change would be lost", ErrLayout, info.Config.Name)
+			return nil, fmt.Errorf("%w: %w: stream %s: what nobody waits for while the layouts change would be lost", ErrLayout, errInterest, info.Config.Name)
 		}
 		next.Drain = &beginning{SourceCreated: info.Created.UnixNano(), After: info.State.LastSeq, Since: sinceOf(info, info.State.LastSeq)}
 		w.log.Info("draining", "up_to", next.Drain.After)
 	case !w.route.Drain && next.Drain != nil:
 		next.Drain = nil
 		w.log.Warn("this route was being drained and now goes on")
-	case recorded != nil && recorded.same(&next):
+	case recorded != nil && recorded.same(&next) && !marked:
 		return recorded, nil
 	}
 	return &next, w.writeLayout(ctx, b, &next, revision)

@@ -49,7 +49,7 @@ func (l *ledger) init(cfg *engineConfig, window int) {
 	l.nc, l.window, l.onAck, l.ready = cfg.nc, uint64(window), cfg.onAck, l.room
 	l.status = l.nc.StatusChanged(nats.CONNECTED, nats.RECONNECTING, nats.CLOSED)
 	l.quit, l.broken, l.wake = make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
-	l.next, l.last, l.ring = cfg.lastSeq+1, acked{sealed: cfg.lastSeq}, make([]flight, window)
+	l.next, l.last, l.ring = cfg.lastSeq+1, acked{sealed: cfg.lastSeq, stored: cfg.lastSeq}, make([]flight, window)
 }
 
 // listen subscribes to acknowledgements and begins to watch over them. After an
@@ -123,7 +123,7 @@ func (l *ledger) enter(m *outgoing) uint64 {
 // one that was given out, above the last.
 func (l *ledger) reach(seq uint64) {
 	f := l.ring[seq%l.window]
-	l.last = acked{seq, f.source, f.previous, f.timestamp, f.payload}
+	l.last = acked{seq, seq, f.source, f.previous, f.timestamp, f.payload}
 	if l.probe != 0 && l.probe <= seq {
 		l.onAck(time.Since(l.probed))
 		l.probe = 0

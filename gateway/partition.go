@@ -25,16 +25,26 @@ func (p *part) count() uint32 { return uint32(len(p.layout.Parts)) }
 
 // sealedStreams are the names of the route's sealed streams.
 func (r *Route) sealedStreams() []string {
+	if r.Sealed.Shared {
+		return []string{r.Sealed.Stream}
+	}
 	return pattern.StreamNames(r.Sealed.Stream, len(r.Source.Partitions))
 }
 
 // split returns a route for each partition of r, which has its defaults.
 func (r *Route) split() []Route {
-	names, held := r.sealedStreams(), r.Hold.streams(r)
+	names := r.sealedStreams()
+	if r.Sealed.Shared {
+		names = slices.Repeat(names, len(r.Source.Partitions))
+	}
+	held := r.Hold.streams(r)
 	out := make([]Route, len(names))
 	for i := range out {
 		out[i] = *r
 		out[i].Sealed.Stream = names[i]
+		if r.Sealed.Shared {
+			out[i].shard = &shard{uint32(i), uint32(len(names)), r.Source.Subjects}
+		}
 		if r.Source.Partitions != nil {
 			out[i].Source.Subjects = r.Source.Partitions[i]
 		}

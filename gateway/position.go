@@ -83,12 +83,14 @@ type home struct {
 	sealedCreated int64
 	partition     uint32
 	source        string
+	shared        bool // with other partitions
 }
 
 // Labels of the MACs under a route key; they differ, so that neither can be
 // taken for the other.
 const (
 	labelPosition = "keyweir/v1/position"
+	labelShared   = "keyweir/v1/shared-position"
 	labelRecord   = "keyweir/v1/position-record"
 	labelLetter   = "keyweir/v1/dead-letter"
 )
@@ -109,8 +111,12 @@ var b64 = base64.RawURLEncoding.Strict()
 //
 // The sealed sequence is the one the message will have, which the fence makes
 // certain beforehand. Without it, anybody who may publish to the sealed subjects
-// could store an older, genuine header once more and send the relay back.
+// could store an older, genuine header once more and send the relay back. Where
+// partitions share a stream, only checkpoints send anybody anywhere; what is known
+// of them beforehand is under their MAC, see checkpointSigner, and the sequence of
+// a sealed message counts as 0, under a label of its own.
 type signer struct {
+	shared  bool
 	mac     hash.Hash
 	prefix  []byte // "<chain>:"
 	middle  []byte // ":<created>:"
@@ -122,13 +128,18 @@ func newSigner(key keysvc.RouteKey, h *home, chain envelope.ChainID, created int
 	raw := envelope.ExposeDataKey(key)
 	defer clear(raw)
 	k := hmac.New(sha256.New, raw)
-	b := appendString(nil, labelPosition)
+	label := labelPosition
+	if h.shared {
+		label = labelShared
+	}
+	b := appendString(nil, label)
 	b = h.append(b)
 	b = binary.BigEndian.AppendUint64(b, uint64(created))
 	k.Write(append(b, chain[:]...))
 	derived := k.Sum(nil)
 	defer clear(derived)
 	return &signer{
+		shared: h.shared,
 		mac:    hmac.New(sha256.New, derived),
 		prefix: append(hex.AppendEncode(nil, chain[:]), ':'),
 		middle: append(strconv.AppendInt([]byte{':'}, created, 10), ':'),
@@ -149,6 +160,9 @@ func appendString(b []byte, s string) []byte {
 
 // compute returns the MAC; it is valid until the next call.
 func (s *signer) compute(sealedSeq, sequence, previous uint64, timestamp int64) []byte {
+	if s.shared {
+		sealedSeq = 0
+	}
 	var in [32]byte
 	binary.BigEndian.PutUint64(in[0:], sealedSeq)
 	binary.BigEndian.PutUint64(in[8:], sequence)

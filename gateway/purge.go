@@ -183,7 +183,14 @@ func (p *purger) locate(ctx context.Context) (*place, *destination, *jetstream.S
 	if err != nil {
 		return fail(err)
 	}
-	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), partition: w.part.number, source: w.route.Source.Stream}
+	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), partition: w.part.number, source: w.route.Source.Stream, shared: w.route.shard != nil}
+	locate := w.locate
+	if w.route.shard != nil {
+		if err := w.readTip(ctx, d); err != nil {
+			return fail(err)
+		}
+		locate = w.locateShared
+	}
 	info, err := w.sourceInfo(ctx)
 	if err != nil {
 		return fail(err)
@@ -194,7 +201,7 @@ func (p *purger) locate(ctx context.Context) (*place, *destination, *jetstream.S
 	if info.Config.DenyPurge || info.Config.Sealed || info.Config.Mirror != nil {
 		return fail(fmt.Errorf("%w: stream %s cannot be purged", ErrSource, info.Config.Name))
 	}
-	place, err := w.locate(ctx, d, rec, recErr)
+	place, err := locate(ctx, d, rec, recErr)
 	if err != nil {
 		return fail(err)
 	}
@@ -219,6 +226,10 @@ func (p *purger) compare(ctx context.Context, place *place, d *destination, r *P
 	total := d.lastSeq
 	sealed := &scanner{nc: w.route.Sealed.Conn, js: w.sealedJS, stream: d.config.Name, heartbeat: w.tune.heartbeat}
 	defer sealed.close(ctx)
+	end := d.lastSeq
+	if w.route.shard != nil {
+		sealed.filters, end = w.route.targets(w.prefix), d.streamLast
+	}
 	from := &scanner{
 		nc: w.route.Source.Conn, js: w.sourceJS, stream: r.Source, filters: r.Subjects, heartbeat: w.tune.heartbeat,
 	}
@@ -234,7 +245,7 @@ copies:
 		if err != nil {
 			return err
 		}
-		if it == nil || it.seq > d.lastSeq {
+		if it == nil || it.seq > end {
 			break
 		}
 		if p.cfg.Progress != nil && n%1024 == 0 {

@@ -46,7 +46,15 @@ type record struct {
 	// Released says how far held messages were released when the sealed stream
 	// ended at LastSeq, see marks; "" for no marks.
 	Released string `json:"released,omitempty"`
-	MAC      string `json:"mac"`
+
+	// Where partitions share the sealed stream, LastSeq is the partition's last
+	// checkpoint, Tenure names who wrote the record, and Clean says that no sealed
+	// message of the partition was stored after LastSeq: whoever wants to store one
+	// takes it back first.
+	Tenure string `json:"tenure,omitempty"`
+	Clean  bool   `json:"clean,omitempty"`
+
+	MAC string `json:"mac"`
 }
 
 const recordVersion = 1
@@ -55,7 +63,7 @@ const recordVersion = 1
 func (r *record) mac(key keysvc.RouteKey) []byte {
 	raw := envelope.ExposeDataKey(key)
 	defer clear(raw)
-	h := home{r.Route, r.Sealed, r.SealedCreated, r.Partition, r.Source}
+	h := home{route: r.Route, sealed: r.Sealed, sealedCreated: r.SealedCreated, partition: r.Partition, source: r.Source}
 	be := binary.BigEndian
 	b := appendString(nil, labelRecord)
 	b = h.append(append(b, byte(r.Version)))
@@ -65,20 +73,28 @@ func (r *record) mac(key keysvc.RouteKey) []byte {
 	for _, n := range []uint64{r.LastSeq, r.Position, r.Previous, uint64(r.Timestamp), uint64(r.Since), r.Gap} {
 		b = be.AppendUint64(b, n)
 	}
-	if r.Resumed {
-		b = append(b, 1)
-	} else {
-		b = append(b, 0)
-	}
+	b = append(b, flag(r.Resumed))
 	if r.Hold != "" {
 		b = appendString(b, r.Hold)
 	}
 	if r.Released != "" { // never without Hold
 		b = appendString(b, r.Released)
 	}
+	if r.Tenure != "" {
+		b = appendString(b, "\x00tenure") // no stream is called so
+		b = appendString(b, r.Tenure)
+		b = append(b, flag(r.Clean))
+	}
 	m := hmac.New(sha256.New, raw)
 	m.Write(b)
 	return m.Sum(nil)
+}
+
+func flag(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func (r *record) encode(key keysvc.RouteKey) ([]byte, error) {
@@ -164,5 +180,17 @@ func (s *recordStore) save(ctx context.Context, r record) error {
 		return fmt.Errorf("writing position record: %w", err)
 	}
 	s.revision, s.last = revision, r
+	return nil
+}
+
+// unmoved makes sure that the record is the one last read or written.
+func (s *recordStore) unmoved(ctx context.Context) error {
+	_, revision, err := s.b.get(ctx, s.key)
+	if err != nil {
+		return fmt.Errorf("reading position record: %w", err)
+	}
+	if revision != s.revision {
+		return fmt.Errorf("reading position record: %w", errRecordMoved)
+	}
 	return nil
 }

@@ -21,6 +21,7 @@ type place struct {
 	gap     uint64 // lost messages that the next envelope has to state
 	resumed bool   // see record
 	stated  uint64 // source sequence up to which the sealed stream itself says that all is sealed or held
+	clean   bool   // see record
 }
 
 // recoverPlace finds out where the relay stands. The sealed stream is the
@@ -31,7 +32,11 @@ func (w *worker) recoverPlace(ctx context.Context, d *destination, rec *record, 
 	if rec != nil && rec.Sealed == w.home.sealed && (rec.Partition != w.home.partition || rec.Partitions != w.part.count()) {
 		return nil, fmt.Errorf("%w: sealed stream %s holds partition %d of %d, configured is %d of %d", ErrLayout, rec.Sealed, rec.Partition, rec.Partitions, w.home.partition, w.part.count())
 	}
-	p, err := w.locate(ctx, d, rec, recErr)
+	locate := w.locate
+	if w.route.shard != nil {
+		locate = w.locateShared
+	}
+	p, err := locate(ctx, d, rec, recErr)
 	if err == nil && p == nil {
 		p, err = w.firstPlace(ctx, d, info)
 	}
@@ -48,7 +53,7 @@ func (w *worker) recoverPlace(ctx context.Context, d *destination, rec *record, 
 	}
 	from := *w.route.ResumeFrom
 	w.log.Warn("resuming by order of the operator", "from", from, "instead_of", err)
-	fresh := place{created: info.Created.UnixNano(), lastSeq: d.lastSeq, cursor: cursor{scanned: from - 1}, resumed: true}
+	fresh := place{created: info.Created.UnixNano(), lastSeq: d.lastSeq, cursor: cursor{scanned: from - 1}, resumed: true, clean: true}
 	if p != nil && p.created == fresh.created && !errors.Is(err, ErrSourceChanged) {
 		// The same source: the chain goes on, and its links show the jump.
 		fresh.chain, fresh.cursor.previous, fresh.cursor.timestamp = p.chain, p.cursor.previous, p.cursor.timestamp
@@ -152,7 +157,7 @@ func recordText(r *record, err error) string {
 // position record before anything is published, by compare and swap, so that two
 // instances that begin at once agree on chain and start.
 func (w *worker) firstPlace(ctx context.Context, d *destination, info *jetstream.StreamInfo) (*place, error) {
-	p := &place{created: info.Created.UnixNano(), lastSeq: d.lastSeq}
+	p := &place{created: info.Created.UnixNano(), lastSeq: d.lastSeq, clean: true}
 	rand.Read(p.chain[:])
 	if at := w.plan.Begin; at != nil {
 		p.created, p.cursor = at.SourceCreated, cursor{scanned: at.After, since: at.Since}
@@ -229,6 +234,9 @@ func (w *worker) recordOf(p *place) record {
 	}
 	if w.route.Hold != nil {
 		r.Hold = w.route.Hold.Stream
+	}
+	if w.route.shard != nil {
+		r.Tenure, r.Clean = w.tenure, p.clean
 	}
 	return r
 }

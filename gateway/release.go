@@ -161,6 +161,7 @@ type keeper struct {
 	releaser *releaser
 	seen     acked
 	recorded uint64 // source sequence that the position record has
+	ousted   bool   // see write
 }
 
 // run ticks until stop is closed, and once more.
@@ -183,7 +184,7 @@ func (k *keeper) run(ctx context.Context, stop <-chan struct{}) {
 		a := k.t.engine.acked()
 		k.count(a)
 		if last || now.Sub(written) >= k.t.w.tune.tick {
-			k.note(ctx, "writing the position record", k.write(ctx))
+			k.note(ctx, "writing the position record", k.write(ctx, last))
 			written = now
 		}
 		done := k.t.releasable(a)
@@ -211,12 +212,18 @@ func (k *keeper) count(a acked) {
 	k.t.w.board.update(func(s *RouteStats) {
 		s.Messages += messages
 		s.Bytes += bytes
-		s.Position, s.SealedSequence = a.source, a.sealed
+		s.Position, s.SealedSequence = a.source, a.stored
 	})
 }
 
-func (k *keeper) write(ctx context.Context) error {
+func (k *keeper) write(ctx context.Context, last bool) error {
+	if k.ousted {
+		return nil
+	}
 	p := k.t.reached()
+	if e, ok := k.t.engine.(*durableEngine); ok && k.t.marks != nil {
+		p.clean = last && e.settled()
+	}
 	r := k.t.holds.record(k.t.w, &p)
 	err := k.store.save(ctx, r)
 	if err == nil {
@@ -225,6 +232,12 @@ func (k *keeper) write(ctx context.Context) error {
 	}
 	if !errors.Is(err, errRecordMoved) {
 		return err
+	}
+	if k.t.marks != nil {
+		// Another tenure has begun, and the record is its own: what it says of itself
+		// depends on it.
+		k.ousted = true
+		return nil
 	}
 	// Another instance writes as well; the fence sorts out who goes on. Never put
 	// an older position over a newer one.

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/keyweir/keyweir/internal/checkpoint"
 )
 
 // repartition makes sure that the recorded layout has ended, all of it at one
@@ -79,6 +81,14 @@ func (w *worker) repartition(ctx context.Context, b *bucket, old *layout) (*layo
 			return refuse("partition %d belongs to another incarnation of stream %s", i, old.Source)
 		case rec.Position != old.Drain.After:
 			return refuse("partition %d is sealed up to %d, not %d", i, rec.Position, old.Drain.After)
+		case old.Shared && !gone:
+			ended, err := w.checkDrained(ctx, stream, checkpoint.Subject(p.Stream, uint32(i)), rec)
+			if err != nil {
+				return nil, err
+			}
+			if !ended {
+				return refuse("the last checkpoint of partition %d in sealed stream %s is not of sequence %d, as its position says: it changed after the drain", i, p.Stream, rec.LastSeq)
+			}
 		case !gone && (stream.Created.UnixNano() != rec.SealedCreated || stream.State.LastSeq != rec.LastSeq):
 			return refuse("sealed stream %s ends at %d, the position of partition %d says %d: it changed after the drain", p.Stream, stream.State.LastSeq, i, rec.LastSeq)
 		}

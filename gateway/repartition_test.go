@@ -283,10 +283,38 @@ func TestRepartitionAfterDelete(t *testing.T) {
 
 	i := partitioned(t, 2, jetstream.StreamConfig{Retention: jetstream.InterestPolicy})
 	i.route.Source.AfterSeal = gateway.AfterSealPurge
+	first := i.start()
+	i.shares(10*time.Second, []*running{first}, 2)
+	i.publishParts(1, 60) // not before: nobody would wait for them
+	i.sealedParts(60, streamNames(sealed+"-", 2)...)
+	if err := first.stop(); err != nil {
+		t.Fatal(err)
+	}
 	i.route.Drain = true
-	if err := i.start().stopped(gateway.ErrLayout); !strings.Contains(err.Error(), "interest") {
+	var re *gateway.RouteError
+	if err := i.start().stopped(gateway.ErrLayout); !strings.Contains(err.Error(), "interest") || !errors.As(err, &re) || !strings.Contains(re.Hint(), "--retention limits") {
 		t.Errorf("draining an interest source: %v", err)
 	}
+	// What the hint says.
+	cfg := i.info(source).Config
+	cfg.Retention = jetstream.LimitsPolicy
+	if _, err := i.js.UpdateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	i.publishParts(61, 120)
+	i.drain()
+	old := streamNames(sealed+"-", 2)
+	for _, s := range old {
+		i.shut(s)
+	}
+	i.route.Drain, i.route.Source.Partitions, i.route.Sealed.Stream = false, partitions(3), "NEXT"
+	i.publishParts(121, 180)
+	next := i.start()
+	streams := append(old, streamNames("NEXT-", 3)...)
+	i.shares(10*time.Second, []*running{next}, 3)
+	i.sealedParts(180, streams...)
+	i.sourceEmpty()
+	i.verifyParts(1, 180, streams...)
 }
 
 // The source begins anew while the layouts change.

@@ -70,6 +70,7 @@ type Route struct {
 	Ingest *CoreIngest
 
 	unseal *unsealing // set where the route opens instead of sealing
+	shard  *shard     // set for one partition of several that share a sealed stream
 }
 
 // Source says what is read.
@@ -118,6 +119,13 @@ type Sealed struct {
 	// followed by the route's only source filter, as "sealed.orders.>" for
 	// "orders.>". Both turn orders.eu into sealed.orders.eu. Required.
 	Subject string
+	// Shared makes the partitions of the route, 32 at most, write to one sealed
+	// stream, which then has the name Stream: fewer streams, not more messages per
+	// second. Each partition keeps its chain and its position, in checkpoints on
+	// subjects of their own (keyweir.checkpoint.<stream>.<partition>), which package
+	// streams skips. Needs the engine durable, which EngineAuto then is, and a stream
+	// with allow_rollup_hdrs; it cannot be had together with Hold.
+	Shared bool
 	// Create makes the stream if it does not exist. Nil: it must exist.
 	Create *CreateSealed
 	// SyncInterval is the sync_interval of the sealed stream's server, which a
@@ -410,6 +418,9 @@ func (r Route) withDefaults() (Route, error) {
 	}
 	if r.Engine < EngineAuto || r.Engine > EngineAsync {
 		return fail("engine %v", r.Engine)
+	}
+	if err := r.checkShared(prefix); err != nil {
+		return fail("%v", err)
 	}
 	if r.Window == 0 {
 		r.Window = defaultWindow

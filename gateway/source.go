@@ -37,6 +37,9 @@ func (w *worker) sourceInfo(ctx context.Context) (*jetstream.StreamInfo, error) 
 	if err := checkSource(&info.Config, &w.route); err != nil {
 		return nil, err
 	}
+	if takesCheckpoints(&info.Config, w.route.Source.Subjects) {
+		return nil, fmt.Errorf("%w: partitions share stream %s, and its checkpoints are no messages: name the sealed subjects, not %s", ErrSource, info.Config.Name, strings.Join(w.route.Source.Subjects, ", "))
+	}
 	if w.part.share != nil {
 		return info, checkPartitioned(&info.Config, &w.route)
 	}

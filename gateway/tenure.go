@@ -41,9 +41,10 @@ type tenure struct {
 	parking   *parking  // nil: what cannot be sealed stops the route
 	releaser  *releaser
 	pending   uint64
-	holds     *holds // nil: the route waits for keys
-	held      uint64 // last source sequence of a batch that was sealed or held
-	barren    *pause // between openings of the source that bring no message; nil after one did
+	holds     *holds  // nil: the route waits for keys
+	held      uint64  // last source sequence of a batch that was sealed or held
+	marks     *marker // nil: the sealed stream is this partition's alone
+	barren    *pause  // between openings of the source that bring no message; nil after one did
 
 	mu       sync.Mutex // guards what follows
 	ahead    ahead
@@ -96,6 +97,7 @@ func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jet
 	cfg := engineConfig{
 		nc: w.route.Sealed.Conn, stream: d.config.Name, signer: newSigner(w.routeKey, &w.home, t.place.chain, t.place.created),
 		lastSeq: t.place.lastSeq, window: w.route.Window, ackTimeout: w.tune.ackTimeout, plain: w.route.unseal != nil,
+		marks: t.marks,
 	}
 	if w.metrics.timesPublish() {
 		cfg.onAck = w.metrics.publishTook
@@ -143,6 +145,9 @@ func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jet
 	}
 	if eng.err() == nil {
 		err = w.contested(after, err, t.published)
+	}
+	if t.marks != nil {
+		eng.close() // nothing leaves from here on, so that the record can say what there is
 	}
 	close(stop)
 	<-stopped
@@ -425,13 +430,15 @@ func (t *tenure) seal(ctx context.Context, items []item, gaps map[uint64]uint64)
 func (t *tenure) reached() place {
 	p := t.place
 	a := t.engine.acked()
+	at := p.lastSeq
+	p.lastSeq = a.stored
 	if a.source > 0 {
-		p.lastSeq, p.gap, p.resumed = a.sealed, 0, false
+		at, p.gap, p.resumed = a.sealed, 0, false
 		p.cursor = cursor{scanned: a.source, previous: a.previous, timestamp: a.timestamp}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ahead.published == p.lastSeq && t.ahead.scanned > p.cursor.scanned {
+	if t.ahead.published == at && t.ahead.scanned > p.cursor.scanned {
 		p.cursor.scanned, p.cursor.since, p.gap = t.ahead.scanned, t.since, t.ahead.gap
 	}
 	return p

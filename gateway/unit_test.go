@@ -45,7 +45,7 @@ func TestPositionBindings(t *testing.T) {
 	key := testRouteKey(t, 1)
 	rapid.Check(t, func(t *rapid.T) {
 		name := rapid.StringMatching(`[A-Za-z0-9_-]{1,20}`)
-		h := home{name.Draw(t, "route"), name.Draw(t, "sealed"), rapid.Int64().Draw(t, "created"), rapid.Uint32().Draw(t, "partition"), name.Draw(t, "source")}
+		h := home{name.Draw(t, "route"), name.Draw(t, "sealed"), rapid.Int64().Draw(t, "created"), rapid.Uint32().Draw(t, "partition"), name.Draw(t, "source"), false}
 		p := position{
 			chain: envelope.ChainID(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "chain")), created: rapid.Int64().Draw(t, "source created"),
 			sequence: rapid.Uint64Min(1).Draw(t, "sequence"), timestamp: rapid.Int64().Draw(t, "timestamp"),
@@ -68,6 +68,7 @@ func TestPositionBindings(t *testing.T) {
 			"another sealed sequence": func() error { _, err := readPosition(key, &h, seq+1, value); return err },
 			"another key":             func() error { _, err := readPosition(testRouteKeyByte(2), &h, seq, value); return err },
 			"another route":           func() error { o := h; o.route += "x"; _, err := readPosition(key, &o, seq, value); return err },
+			"a shared stream":         func() error { o := h; o.shared = true; _, err := readPosition(key, &o, seq, value); return err },
 			"another sealed stream":   func() error { o := h; o.sealed += "x"; _, err := readPosition(key, &o, seq, value); return err },
 			"another incarnation":     func() error { o := h; o.sealedCreated++; _, err := readPosition(key, &o, seq, value); return err },
 			"another partition":       func() error { o := h; o.partition++; _, err := readPosition(key, &o, seq, value); return err },

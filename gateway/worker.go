@@ -63,6 +63,7 @@ type worker struct {
 	home               home
 	plan               *layout // as recorded
 	epoch              uint64  // rises with every take-over
+	tenure             string  // see record
 	openings           int     // of the source, in this process
 	resumed            bool    // ResumeFrom was used
 	suspect            string  // what the hold stream was said to have lost, see openHolds
@@ -241,14 +242,20 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 		return err
 	}
 	want := w.route.Engine
-	if w.route.Hold != nil {
+	if w.route.Hold != nil || w.route.shard != nil {
 		want = EngineDurable // see holds
 	}
 	kind, why, err := chooseEngine(want, &d.config, w.route.Sealed.SyncInterval, w.route.Sealed.Conn.ConnectedServerVersion())
 	if err != nil {
 		return err
 	}
-	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), partition: w.part.number, source: w.route.Source.Stream}
+	w.home = home{route: w.route.Name, sealed: d.config.Name, sealedCreated: d.created.UnixNano(), partition: w.part.number, source: w.route.Source.Stream, shared: w.route.shard != nil}
+	if w.route.shard != nil {
+		w.newTenure()
+		if err := w.readTip(ctx, d); err != nil {
+			return err
+		}
+	}
 	info, err := w.sourceInfo(ctx)
 	if err != nil {
 		return err
@@ -256,7 +263,7 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if err := w.checkCycle(ctx, info); err != nil {
 		return err
 	}
-	if w.plan, err = w.agree(ctx, b, info); err != nil {
+	if w.plan, err = w.agree(ctx, b, d, info); err != nil {
 		return err
 	}
 	if err := w.route.unseal.checkPark(ctx); err != nil {
@@ -288,6 +295,13 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	if err != nil {
 		return err
 	}
+	var marks *marker
+	if w.route.shard != nil {
+		if marks, err = w.take(ctx, d, p, store); err != nil {
+			return err
+		}
+		why = "the partitions share the sealed stream"
+	}
 	lag, warning := releaseLag(&d.config, w.route.Sealed.SyncInterval)
 	lag = max(lag, parking.releaseLag())
 	if warning != "" && w.openings == 0 {
@@ -299,7 +313,7 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	}
 	w.log.Info("relaying", "engine", kind.String(), "because", why, "chain", p.chain.String(), "after", p.cursor.scanned, "sealed_sequence", p.lastSeq)
 	w.board.update(func(s *RouteStats) { s.Engine, s.Position, s.SealedSequence = kind, p.cursor.scanned, p.lastSeq })
-	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry, parking: parking, holds: h}
+	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry, parking: parking, holds: h, marks: marks}
 	if h != nil {
 		t.heldUpTo = p.cursor.scanned
 	}

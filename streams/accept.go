@@ -44,6 +44,10 @@ type Accept struct {
 	Chains []ChainID
 	// Suites lists the accepted suites; nil: the one of version 1.
 	Suites []Suite
+	// Checkpoints names sealed streams, shared by partitions, that the streams read
+	// are copies of: their checkpoints are skipped as well. Nil: those of the stream
+	// that is read.
+	Checkpoints []string
 	// Subjects maps a delivered subject to the one the message was sealed for,
 	// for streams that mirror or source with a subject transform. A subject it
 	// does not know is mapped to "". Nil: they must be equal. It is called from
@@ -67,6 +71,7 @@ type AcceptRule struct {
 // clone copies a and fills in the defaults, so that later changes by the caller
 // do not change a running reader.
 func (a Accept) clone() (Accept, error) {
+	a.Checkpoints = slices.Clone(a.Checkpoints)
 	a.Rules = slices.Clone(a.Rules)
 	for i := range a.Rules {
 		r := &a.Rules[i]

@@ -44,6 +44,10 @@ var (
 	ErrUnsupported = errors.New("streams: unsupported version, suite or scheme")
 	// ErrClockSkew: this machine's clock is more than a minute off. Correct it.
 	ErrClockSkew = errors.New("streams: clock skew")
+	// ErrCheckpoint: the message is none of an application but a checkpoint of the
+	// gateway, as stands in a sealed stream that several partitions share. Acknowledge
+	// it and go on; [Opener.Messages] and [Opener.Consume] do.
+	ErrCheckpoint = errors.New("streams: message is a checkpoint of the gateway")
 	// ErrClosed: the [Opener] was closed.
 	ErrClosed = errors.New("streams: opener closed")
 )
@@ -55,6 +59,7 @@ const (
 	Retry  Action = iota + 1 // try again soon, but not for ever
 	Hold                     // keep the message, do not Nak it, try again until access is back
 	Reject                   // it will not open: park it, or stop
+	Skip                     // it is not for the application: acknowledge it and go on
 )
 
 func (a Action) String() string {
@@ -65,6 +70,8 @@ func (a Action) String() string {
 		return "hold"
 	case Reject:
 		return "reject"
+	case Skip:
+		return "skip"
 	}
 	return fmt.Sprintf("Action(%d)", uint8(a))
 }
@@ -86,6 +93,7 @@ var classes = []struct {
 	{ErrUnavailable, Hold, "unavailable"},
 	{ErrClockSkew, Hold, "clock_skew"},
 	{ErrUnknownKey, Retry, "unknown_key"},
+	{ErrCheckpoint, Skip, "checkpoint"},
 }
 
 // Verdict says what an error of this package means for its message. Errors from

@@ -124,6 +124,12 @@ func (o *Opener) read(ctx context.Context, c jetstream.Consumer, good func(*Mess
 		if !errors.As(err, &oe) {
 			return err
 		}
+		if errors.Is(err, ErrCheckpoint) {
+			if err := r.skip(raw); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := r.undecryptable(ctx, raw, oe, bad); err != nil {
 			return err
 		}
@@ -157,6 +163,9 @@ func (r *reading) open(ctx context.Context, raw jetstream.Msg) (*Message, error)
 			return nil, ErrClosed
 		}
 		action := Verdict(err)
+		if action == Skip {
+			return nil, err
+		}
 		if errors.Is(err, ErrUnknownKey) && !time.Now().Before(unknown) {
 			action = Reject
 		}
@@ -260,6 +269,17 @@ func (r *reading) undecryptable(ctx context.Context, raw jetstream.Msg, oe *Open
 		return nil
 	}
 	return oe
+}
+
+// skip settles a message that is none of the application's.
+func (r *reading) skip(raw jetstream.Msg) error {
+	if r.src.acks {
+		if err := raw.Ack(); err != nil && !errors.Is(err, jetstream.ErrMsgAlreadyAckd) {
+			return fmt.Errorf("acknowledging checkpoint: %w", err)
+		}
+	}
+	r.src.feed.pop()
+	return nil
 }
 
 // park stores a dead letter, however long that takes, and then acknowledges the

@@ -140,6 +140,9 @@ func (o *Opener) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, o.String
 // Open opens one message. It blocks at most for one call to the key service.
 // Errors are [*OpenError]; m is neither changed nor acknowledged.
 func (o *Opener) Open(ctx context.Context, m jetstream.Msg) (*Message, error) {
+	if len(m.Data()) == 0 && o.isCheckpoint(streamOf(m), m.Subject(), m.Headers(), m.Data()) {
+		return nil, openError(m, ErrCheckpoint)
+	}
 	body, err := o.open(ctx, o.sealedSubject(m.Subject()), m.Data())
 	if err != nil {
 		return nil, openError(m, err)
@@ -150,6 +153,9 @@ func (o *Opener) Open(ctx context.Context, m jetstream.Msg) (*Message, error) {
 // OpenRaw opens a message that was read from a stream by sequence or subject. It
 // has metadata, but nothing to acknowledge.
 func (o *Opener) OpenRaw(ctx context.Context, stream string, m *jetstream.RawStreamMsg) (*Message, error) {
+	if o.isCheckpoint(stream, m.Subject, m.Header, m.Data) {
+		return nil, &OpenError{Stream: stream, Subject: m.Subject, Sequence: m.Sequence, Err: ErrCheckpoint}
+	}
 	body, err := o.open(ctx, o.sealedSubject(m.Subject), m.Data)
 	if err != nil {
 		return nil, &OpenError{Stream: stream, Subject: m.Subject, Sequence: m.Sequence, KeyID: keyIDOf(m.Data), Err: err}

@@ -66,6 +66,8 @@ type ProfileAccept struct {
 	Rules []ProfileRule `json:"rules"`
 	// Chains lists chain IDs in hexadecimal; empty: any.
 	Chains []string `json:"chains,omitempty"`
+	// Checkpoints names streams that those to read are copies of, see [Accept].
+	Checkpoints []string `json:"checkpoints,omitempty"`
 }
 
 // ProfileRule is the form of [AcceptRule] in a profile.
@@ -171,6 +173,7 @@ func (p *Profile) accept() (Accept, error) {
 	if len(a.Rules) == 0 {
 		return Accept{}, errors.New("accept.rules: without a rule nothing is accepted")
 	}
+	a.Checkpoints = p.Accept.Checkpoints
 	for i, s := range p.Accept.Chains {
 		c, err := envelope.ParseChainID(s)
 		if err != nil {

@@ -42,7 +42,8 @@ func (l OrderLink) String() string {
 type VerifierConfig struct {
 	Link OrderLink
 	// Open says that several writers seal to the stream, each with a chain of its
-	// own, as the stream's metadata keyweir-mode: open has it. Chains may then
+	// own, as the stream's metadata keyweir-mode: open has it, or keyweir-shared where
+	// the partitions of a route share it. Chains may then
 	// alternate. Those of core ingest keep no links, since the stream may refuse
 	// what was sealed (duplicates above all), so of these a Verifier finds what was
 	// repeated or moved, and nothing that is missing. What the metadata say is the

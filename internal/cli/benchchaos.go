@@ -47,6 +47,15 @@ and of what is published; not their timing.`,
 			if cfg.Servers != 1 && cfg.Servers != 3 {
 				return usagef("--servers %d, want 1 or 3", cfg.Servers)
 			}
+			if cfg.Shared && cfg.Partitions < 2 {
+				return usagef("--shared needs --partitions")
+			}
+			if cfg.Shared && cfg.Engine != "auto" && cfg.Engine != "durable" {
+				return usagef("--shared needs the engine durable, not %s", cfg.Engine)
+			}
+			if cfg.Shared && cfg.Deny > 0 {
+				return usagef("--shared does not go together with --deny, which needs a route that holds")
+			}
 			total := int64(cfg.Messages)
 			switch changed := cmd.Flags().Changed; {
 			case cfg.Deny <= 0:
@@ -98,6 +107,7 @@ and of what is published; not their timing.`,
 	fs.IntVar(&cfg.Servers, "servers", 1, "1, or 3 for a cluster with three replicas")
 	fs.StringVar(&cfg.Engine, "engine", "auto", "engine of the route: auto, async, durable or fast")
 	fs.IntVar(&cfg.Partitions, "partitions", 1, "partitions of the route, shared by two gateways")
+	fs.BoolVar(&cfg.Shared, "shared", false, "partitions share one sealed stream")
 	fs.BoolVar(&pauses, "pauses", true, "publish a part in bursts with pauses between them")
 	fs.BoolVar(&verbose, "verbose", false, "say on standard error what is done to whom")
 	fs.Uint64Var(&cfg.Seed, "seed", 0, "seed of an earlier run (default: random)")

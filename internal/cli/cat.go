@@ -18,6 +18,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 
+	"github.com/keyweir/keyweir/gateway"
+	"github.com/keyweir/keyweir/internal/checkpoint"
 	"github.com/keyweir/keyweir/keysvc"
 	"github.com/keyweir/keyweir/streams"
 )
@@ -170,15 +172,23 @@ func catConsumer(ctx context.Context, nc *nats.Conn, stream string, f *catFlags)
 		return nil, 0, fmt.Errorf("opening JetStream: %w", err)
 	}
 	cfg := jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy}
-	if f.subject != "" {
+	s, err := js.Stream(ctx, stream)
+	if err != nil && (f.last > 0 || errors.Is(err, jetstream.ErrStreamNotFound)) {
+		return nil, 0, streamError(stream, err)
+	}
+	switch {
+	case f.subject != "":
 		cfg.FilterSubjects = []string{f.subject}
+	case err == nil && s.CachedInfo().Config.Metadata[gateway.MetadataShared] != "":
+		// Without checkpoints, one of which is the last message.
+		for _, subject := range s.CachedInfo().Config.Subjects {
+			if !strings.HasPrefix(subject, checkpoint.Prefix) {
+				cfg.FilterSubjects = append(cfg.FilterSubjects, subject)
+			}
+		}
 	}
 	start := f.start
 	if f.last > 0 {
-		s, err := js.Stream(ctx, stream)
-		if err != nil {
-			return nil, 0, streamError(stream, err)
-		}
 		if st := s.CachedInfo().State; st.LastSeq >= f.last {
 			start = max(st.FirstSeq, st.LastSeq-f.last+1)
 		}

@@ -107,6 +107,9 @@ func (m *mapping) open(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 		return nil, streamError(m.out.Relayed, err)
 	}
 	m.relayed = s.CachedInfo()
+	if m.relayed.Config.Metadata[gateway.MetadataShared] != "" {
+		return nil, notMapped("make a consumer by hand that begins where the stream does", "partitions share stream %s, so that its messages are not in the order of %s", m.out.Relayed, m.out.Stream)
+	}
 	if mode := m.relayed.Config.Metadata[gateway.MetadataMode]; mode != gateway.ModeRelayed && mode != gateway.ModeUnsealed {
 		return nil, notMapped("name the sealed stream of a route of the gateway, or the plaintext stream of one of keyweir unseal",
 			"stream %s has no mode of a relayed stream (%s=%q)", m.out.Relayed, gateway.MetadataMode, mode)

@@ -153,7 +153,7 @@ func toRoute(r config.Route, conns *connections) (gateway.Route, error) {
 		Name: r.Name, PadTo: int(r.PadTo), RandomNonce: r.Nonces == "random", PassHeaders: r.PassHeaders, Window: r.Window,
 		Source: gateway.Source{Stream: r.Source.Stream, Subjects: r.Source.Subjects, Partitions: r.Source.Partitions},
 		Sealed: gateway.Sealed{
-			Stream: r.Sealed.Stream, Subject: r.Sealed.Subject, SyncInterval: toSyncInterval(r.Sealed.SyncInterval), Create: toCreate(r.Sealed.Create),
+			Stream: r.Sealed.Stream, Subject: r.Sealed.Subject, Shared: r.Sealed.Shared, SyncInterval: toSyncInterval(r.Sealed.SyncInterval), Create: toCreate(r.Sealed.Create),
 		},
 	}
 	var err error

@@ -296,3 +296,54 @@ func cmdHolds(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("%s holds %s messages, want %s", args[1], got, args[2])
 	}
 }
+
+// cmdForget is "forget URL SUBJECT": it waits until the duplicate window of the
+// stream that takes SUBJECT is over for what is stored by now.
+func cmdForget(ts *testscript.TestScript, _ bool, args []string) {
+	js, done := dialScript(ts, args[0])
+	defer done()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	_, err := js.Publish(ctx, args[1], nil, jetstream.WithMsgID("forget"))
+	ts.Check(err)
+	for { // it forgets in the order of storing
+		ack, err := js.Publish(ctx, args[1], nil, jetstream.WithMsgID("forget"))
+		ts.Check(err)
+		if !ack.Duplicate {
+			return
+		}
+	}
+}
+
+// cmdReaches is "reaches URL STREAM SEQUENCE": it waits until the stream ends there.
+func cmdReaches(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.ParseUint(args[2], 10, 64)
+	ts.Check(err)
+	js, done := dialScript(ts, args[0])
+	defer done()
+	var last uint64
+	for end := time.Now().Add(60 * time.Second); last < want; {
+		if time.Now().After(end) {
+			ts.Fatalf("%s ends at %d, want %d", args[1], last, want)
+		}
+		<-time.After(20 * time.Millisecond)
+		s, err := js.Stream(context.Background(), args[1])
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			continue
+		}
+		ts.Check(err)
+		last = s.CachedInfo().State.LastSeq
+	}
+}
+
+// cmdClose is "close URL STREAM": it takes the stream's subjects away.
+func cmdClose(ts *testscript.TestScript, _ bool, args []string) {
+	js, done := dialScript(ts, args[0])
+	defer done()
+	s, err := js.Stream(context.Background(), args[1])
+	ts.Check(err)
+	c := s.CachedInfo().Config
+	c.Subjects = []string{"closed." + args[1]}
+	_, err = js.UpdateStream(context.Background(), c)
+	ts.Check(err)
+}

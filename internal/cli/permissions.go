@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyweir/keyweir/gateway"
+	"github.com/keyweir/keyweir/internal/checkpoint"
 	"github.com/keyweir/keyweir/internal/config"
 	"github.com/keyweir/keyweir/keysvc"
 	"github.com/keyweir/keyweir/keysvc/keyserver"
@@ -164,6 +165,9 @@ func (p *permission) sealed(r config.Route) {
 		}
 	}
 	p.publish(r.Sealed.Subject)
+	if r.Sealed.Shared {
+		p.publish(checkpoint.Pattern(r.Sealed.Stream))
+	}
 	if r.Ingest == config.IngestCore {
 		return // no position, no claim
 	}

@@ -52,7 +52,7 @@ func params(dir string) testscript.Params {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start": cmdStart, "term": cmdTerm, "json": cmdJSON, "server": cmdServer, "stream": cmdStream, "mode": cmdMode, "nolog": cmdNoLog,
-			"crash": cmdCrash, "consume": cmdConsume, "dump": cmdDump, "durable": cmdDurable, "publisher": cmdPublisher, "purge": cmdPurge, "same": cmdSame, "limits": cmdLimits, "holds": cmdHolds,
+			"crash": cmdCrash, "consume": cmdConsume, "dump": cmdDump, "durable": cmdDurable, "publisher": cmdPublisher, "purge": cmdPurge, "same": cmdSame, "limits": cmdLimits, "holds": cmdHolds, "forget": cmdForget, "reaches": cmdReaches, "close": cmdClose,
 		},
 		RequireExplicitExec: true, RequireUniqueNames: true,
 	}

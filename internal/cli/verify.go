@@ -25,7 +25,8 @@ func newVerify(u *ui) *cobra.Command {
 		Use: "verify STREAM", Short: "Check a sealed stream, without any key", Args: argsBetween(1, 1, "STREAM"),
 		Long: `Reads a whole sealed stream and checks what can be checked without a key: that
 every message is an envelope, that each names the one before it on its chain, that
-nothing is missing in the middle, that key records are those of their keys, that no
+nothing is missing in the middle, that checkpoints name the last message of their
+partition, that key records are those of their keys, that no
 nonce was used twice, and that the stream is set up as the gateway demands.
 
 The exit code is 0 if nothing is wrong, and 1 otherwise. It needs no more than the
@@ -96,6 +97,9 @@ func writeVerified(w io.Writer, r *sealedcheck.Report) error {
 	}
 	row("messages", "%d", r.Messages)
 	row("envelopes", "%d", r.Envelopes)
+	if s.Shared != "" {
+		row("shared", "by %s partitions, %d checkpoints, %d replaced", s.Shared, r.Checkpoints, r.Replaced)
+	}
 	if r.Layered > 0 {
 		row("layered", "%d hold another envelope", r.Layered)
 	}

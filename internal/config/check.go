@@ -249,6 +249,7 @@ func (c *checker) route(path string, r Route) {
 	if r.Source.Partitions == nil && strings.Contains(r.Sealed.Stream, pattern.PartitionMark) {
 		c.fail(path+".sealed.stream", "%s stands in the name, and the source has no partitions", pattern.PartitionMark)
 	}
+	c.shared(path, r)
 	if r.Ingest == IngestCore {
 		c.core(path, r)
 	} else {

@@ -84,6 +84,7 @@ func TestDamagedExample(t *testing.T) {
 		{"partitions overlap", "subjects: [orders.>]", "subjects: [orders.>]\n        partitions: [[orders.>], [orders.eu.>]]", []string{"gateway.routes[0].source.partitions", `filter "orders.eu.>" overlaps "orders.>" of partition 0`}},
 		{"partitions do not cover", "subjects: [orders.>]", "subjects: [orders.>]\n        partitions: [[orders.eu.>], [orders.us.>]]", []string{"gateway.routes[0].source.partitions", "no partition takes orders.eu"}},
 		{"partition mark alone", "stream: SEALED_ORDERS", "stream: \"SEALED_{partition}\"", []string{"gateway.routes[0].sealed.stream", "the source has no partitions"}},
+		{"shared without partitions", "subject: \"sealed.orders.>\"", "subject: \"sealed.>\"\n        shared: true", []string{"gateway.routes[0].sealed.shared", "no partitions to share"}},
 		{"source is sealed", "stream: SEALED_ORDERS", "stream: ORDERS\n        # again", nil},
 		{"sync interval", "subject: \"sealed.orders.>\"", "subject: \"sealed.>\"\n        sync_interval: never", []string{`sync_interval: invalid duration "never"`}},
 		{"replicas", "replicas: 3", "replicas: 2", []string{"must be 1, 3 or 5"}},

@@ -213,8 +213,11 @@ type Source struct {
 }
 
 // SealedStreams are the names of the route's sealed streams, one for each
-// partition.
+// partition that does not share it.
 func (r *Route) SealedStreams() []string {
+	if r.Sealed.Shared {
+		return []string{r.Sealed.Stream}
+	}
 	return pattern.StreamNames(r.Sealed.Stream, len(r.Source.Partitions))
 }
 
@@ -245,6 +248,12 @@ type Sealed struct {
 	// orders.eu), or one that repeats the beginning of the origin subject
 	// ("sealed.orders.>" with the source orders.>). Required.
 	Subject string `yaml:"subject"`
+	// Shared makes the partitions of the route, at most 32, write to one sealed stream,
+	// with the name as it stands: fewer streams, not more messages per second. It takes
+	// the engine durable, which auto then is, and no on_scope_unavailable: hold. Each
+	// partition keeps its position in a message beside the sealed ones, on
+	// keyweir.checkpoint.<stream>.<partition>, which readers skip. Default: false.
+	Shared bool `yaml:"shared"`
 	// Create makes the stream if it is missing. Default: it must exist.
 	Create *Create `yaml:"create"`
 	// SyncInterval is the sync_interval of the server that stores the stream,

@@ -53,6 +53,7 @@ var links = []struct {
 }{
 	{"internal/envelope", []string{everything}, nil, "the byte format is a leaf: standard library only, no I/O"},
 	{"internal/deadletter", []string{everything}, own("internal/envelope"), "a format is a leaf"},
+	{"internal/checkpoint", []string{everything}, own("internal/envelope"), "a format is a leaf"},
 	{"internal/strictjson", []string{everything}, nil, "it decodes signed requests in every client: standard library only"},
 	{
 		"keysvc",
@@ -63,7 +64,7 @@ var links = []struct {
 	{
 		"streams",
 		[]string{everything},
-		slices.Concat(client, own("keysvc", "internal/envelope", "internal/strictjson")),
+		slices.Concat(client, own("keysvc", "internal/checkpoint", "internal/envelope", "internal/strictjson")),
 		"applications link it: Pebble alone would add 28 modules and 8.5 MiB, nats-server 9.9 MiB",
 	},
 	{"streams", []string{keyserver, authority}, nil, "a reader reaches authorities through a key service only"},

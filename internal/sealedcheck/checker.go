@@ -42,6 +42,7 @@ type checker struct {
 	keys     *keys
 	nonces   *nonces
 	subjects *subjects
+	shared   *shared // nil: no partitions share the stream
 }
 
 func newChecker(c *jetstream.StreamConfig, limits Limits) *checker {
@@ -52,9 +53,11 @@ func newChecker(c *jetstream.StreamConfig, limits Limits) *checker {
 	}
 	checkSettings(r, c)
 	open := r.Settings.Mode == modeOpen
+	of := newShared(c)
 	return &checker{
-		r: r, open: open,
-		chains: &chains{limit: limits.Chains, interleaved: open || r.Settings.Mode == modeHold, byID: make(map[envelope.ChainID]*Chain)},
+		shared: of,
+		r:      r, open: open,
+		chains: &chains{limit: limits.Chains, interleaved: open || r.Settings.Mode == modeHold || of != nil, byID: make(map[envelope.ChainID]*Chain)},
 		keys:   newKeys(limits.Keys), nonces: newNonces(limits.Sessions, limits.Nonces), subjects: newSubjects(c.Subjects),
 	}
 }
@@ -66,6 +69,9 @@ func (c *checker) add(seq uint64, subject string, h nats.Header, data []byte) {
 	c.subjects.add(subject)
 	if c.r.Settings.Mode == modeHold && len(data) == 0 && strings.HasSuffix(subject, fenceSuffix) {
 		return // a fence of the gateway's, for a moment
+	}
+	if c.shared.add(c, seq, subject, h, data) {
+		return
 	}
 	e, err := envelope.Parse(data)
 	if err != nil {
@@ -109,6 +115,10 @@ func (c *checker) add(seq uint64, subject string, h nats.Header, data []byte) {
 // hole says that the messages from first to last are not in the stream.
 func (c *checker) hole(first, last uint64) {
 	n := last - first + 1
+	if c.shared != nil {
+		c.r.Replaced += n
+		return
+	}
 	c.r.MissingMsgs += n
 	if n == 1 {
 		c.r.find(Missing, first, "message %d is missing", first)

@@ -20,6 +20,7 @@ const (
 	NonceReuse  Kind = "nonce_reuse" // one nonce, two ciphertexts
 	NonceOrder  Kind = "nonce_order" // a counter that does not rise: moved, repeated or used again
 	Copy        Kind = "copy"        // one ciphertext, stored twice
+	Checkpoint  Kind = "checkpoint"  // a checkpoint that is malformed, or denies the messages before it
 	Setting     Kind = "setting"     // a stream configuration a gateway refuses
 )
 
@@ -38,6 +39,7 @@ var titles = []struct {
 	{Record, "key record is wrong", "key records are wrong"},
 	{Link, "link of a chain is broken", "links of chains are broken"},
 	{Missing, "hole", "holes"},
+	{Checkpoint, "checkpoint is wrong", "checkpoints are wrong"},
 	{Setting, "setting of the stream is unfit", "settings of the stream are unfit"},
 }
 
@@ -105,6 +107,7 @@ type Settings struct {
 	Mode     string   `json:"mode"`
 	Route    string   `json:"route,omitempty"`
 	Subjects []string `json:"subjects"`
+	Shared   string   `json:"shared,omitempty"` // how many partitions share the stream
 	Replicas int      `json:"replicas"`
 	Storage  string   `json:"storage"`
 	Mirror   string   `json:"mirror,omitempty"`
@@ -129,6 +132,11 @@ type Report struct {
 	BrokenLinks uint64 `json:"broken_links"`
 	Holes       uint64 `json:"holes"`
 	MissingMsgs uint64 `json:"missing_messages"` // in holes
+	// Checkpoints are those of a stream that partitions share. Replaced are the
+	// sequences there that hold nothing: those of earlier checkpoints. A message that
+	// was removed shows as a broken link instead.
+	Checkpoints uint64 `json:"checkpoints,omitempty"`
+	Replaced    uint64 `json:"replaced,omitempty"`
 	NonceReuse  uint64 `json:"nonce_reuse"`
 	NonceOrder  uint64 `json:"nonce_order"`
 	Copies      uint64 `json:"copies"`

@@ -11,6 +11,8 @@ const (
 	metadataMode  = "keyweir-mode"
 	metadataRoute = "keyweir-route"
 
+	metadataShared = "keyweir-shared"
+
 	modeRelayed = "relayed"
 	modeOpen    = "open"
 	modeHold    = "hold" // of a gateway: read by nobody else
@@ -43,7 +45,7 @@ var refusals = []struct {
 // checkSettings reports on the configuration of the stream.
 func checkSettings(r *Report, c *jetstream.StreamConfig) {
 	r.Settings = Settings{
-		Mode: c.Metadata[metadataMode], Route: c.Metadata[metadataRoute], Subjects: c.Subjects,
+		Mode: c.Metadata[metadataMode], Route: c.Metadata[metadataRoute], Shared: c.Metadata[metadataShared], Subjects: c.Subjects,
 		Replicas: c.Replicas, Storage: strings.ToLower(c.Storage.String()),
 	}
 	if r.Settings.Subjects == nil {
