@@ -113,7 +113,7 @@ func (l layout) encode(key keysvc.RouteKey) ([]byte, error) {
 	return b, nil
 }
 
-var errInterest = errors.New("a stream with interest retention cannot be drained")
+var errInterest = errors.New("gateway: a stream with interest retention cannot be drained")
 
 var errBadLayout = errors.New("the recorded layout was not written by this route")
 
