@@ -221,16 +221,18 @@ func (t *tenure) settle(ctx context.Context) error {
 	return e.flush(ctx)
 }
 
-// covered notes that everything up to a source sequence is sealed or held.
-func (t *tenure) covered(end uint64) {
+// covered notes that everything up to a source message is sealed or held.
+func (t *tenure) covered(end uint64, timestamp int64) {
 	if end <= t.cursor.previous {
 		return
 	}
-	t.cursor.scanned = max(t.cursor.scanned, end)
+	if end > t.cursor.scanned {
+		t.cursor.scanned, t.cursor.until = end, timestamp
+	}
 	t.held, t.handed = end, max(t.handed, end)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.ahead = ahead{published: t.published, scanned: t.cursor.scanned, gap: t.gap}
+	t.ahead, t.until = ahead{published: t.published, scanned: t.cursor.scanned, gap: t.gap}, t.cursor.until
 }
 
 // record is the position record of a worker at p. h may be nil.

@@ -188,8 +188,9 @@ func TestPurgeParkedRefuses(t *testing.T) {
 	}
 }
 
-// A source that was rolled back holds another message where one was parked.
-func TestPurgeParkedOfRestoredSource(t *testing.T) {
+// A source that was rolled back holds another message where one was parked: the
+// position stands there, though the last sealed message is an older one.
+func TestParkedOfRestoredSource(t *testing.T) {
 	t.Parallel()
 	f := newRollback(t, source)
 	f.route.DeadLetters = &gateway.DeadLetters{Stream: letters, Create: &gateway.CreateSealed{}}
@@ -202,8 +203,10 @@ func TestPurgeParkedOfRestoredSource(t *testing.T) {
 	f.back()
 	f.publish(6, 6)
 	f.publish(7, 7)
-	f.relayAll(7)
-	f.purgeRefused(gateway.ErrUnsealed)
+	f.purgeRefused(gateway.ErrSourceChanged)
+	if err := f.start().stopped(gateway.ErrSourceChanged); !strings.Contains(err.Error(), "message 6 of stream") {
+		t.Errorf("stopped with %v, want it to name message 6", err)
+	}
 }
 
 // A dead letter younger than the sync interval holds back all behind it.

@@ -36,6 +36,7 @@ type record struct {
 	Previous      uint64 `json:"previous"`  // source sequence of the last sealed message; 0: none on this chain
 	Timestamp     int64  `json:"timestamp"` // of the message at Previous, unix nanoseconds
 	Since         int64  `json:"since"`     // see cursor
+	Until         int64  `json:"until"`     // see cursor
 	Gap           uint64 `json:"gap"`       // lost messages that no envelope has stated yet
 	// Resumed: an operator chose this position over what the message at LastSeq
 	// says, see Route.ResumeFrom. Cleared by the next sealed message.
@@ -70,7 +71,7 @@ func (r *record) mac(key keysvc.RouteKey) []byte {
 	b = be.AppendUint32(b, r.Partitions)
 	b = be.AppendUint64(b, uint64(r.SourceCreated))
 	b = appendString(b, r.Chain)
-	for _, n := range []uint64{r.LastSeq, r.Position, r.Previous, uint64(r.Timestamp), uint64(r.Since), r.Gap} {
+	for _, n := range []uint64{r.LastSeq, r.Position, r.Previous, uint64(r.Timestamp), uint64(r.Since), uint64(r.Until), r.Gap} {
 		b = be.AppendUint64(b, n)
 	}
 	b = append(b, flag(r.Resumed))

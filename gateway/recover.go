@@ -123,7 +123,7 @@ func (w *worker) locate(ctx context.Context, d *destination, rec *record, recErr
 	case current && rec.Resumed:
 		return placeOf(rec)
 	case current && rec.Chain == pos.chain.String() && rec.Previous == p.cursor.previous && rec.Position >= p.cursor.scanned:
-		p.cursor.scanned, p.cursor.since, p.gap = rec.Position, rec.Since, rec.Gap // nothing matched up to there, or all was held
+		p.cursor.scanned, p.cursor.since, p.cursor.until, p.gap = rec.Position, rec.Since, rec.Until, rec.Gap // nothing matched up to there, or all was held
 	case same && rec.LastSeq > d.lastSeq:
 		// The server lost acknowledged messages, or an older backup was restored.
 		// The source has them still, unless they were released: then a gap shows.
@@ -139,7 +139,7 @@ func placeOf(r *record) (*place, error) {
 	}
 	return &place{
 		chain: chain, created: r.SourceCreated, lastSeq: r.LastSeq, gap: r.Gap, resumed: r.Resumed,
-		cursor: cursor{scanned: r.Position, previous: r.Previous, timestamp: r.Timestamp, since: r.Since}, stated: r.Previous,
+		cursor: cursor{scanned: r.Position, previous: r.Previous, timestamp: r.Timestamp, since: r.Since, until: r.Until}, stated: r.Previous,
 	}, nil
 }
 
@@ -168,7 +168,7 @@ func (w *worker) firstPlace(ctx context.Context, d *destination, info *jetstream
 	}
 	var err error
 	p.cursor.scanned, err = w.start(ctx, info)
-	p.cursor.since = sinceOf(info, p.cursor.scanned)
+	p.cursor.since, p.cursor.until = sinceOf(info, p.cursor.scanned), time.Now().Add(clockSlack).UnixNano()
 	return p, err
 }
 
@@ -230,7 +230,7 @@ func (w *worker) recordOf(p *place) record {
 	r := record{
 		Route: w.home.route, Partition: w.home.partition, Partitions: w.part.count(), Source: w.home.source, SourceCreated: p.created,
 		Sealed: w.home.sealed, SealedCreated: w.home.sealedCreated, LastSeq: p.lastSeq, Chain: p.chain.String(),
-		Position: p.cursor.scanned, Previous: p.cursor.previous, Timestamp: p.cursor.timestamp, Since: p.cursor.since, Gap: p.gap, Resumed: p.resumed,
+		Position: p.cursor.scanned, Previous: p.cursor.previous, Timestamp: p.cursor.timestamp, Since: p.cursor.since, Until: p.cursor.until, Gap: p.gap, Resumed: p.resumed,
 	}
 	if w.route.Hold != nil {
 		r.Hold = w.route.Hold.Stream

@@ -55,7 +55,7 @@ func (w *worker) locateShared(ctx context.Context, d *destination, rec *record, 
 	case recErr != nil:
 		w.log.Warn("overwriting a position record of somebody else", "error", recErr)
 	case current && rec.Chain == p.chain.String() && rec.Previous == p.cursor.previous && rec.Position >= p.cursor.scanned:
-		p.cursor.scanned, p.cursor.since, p.gap, p.clean = rec.Position, rec.Since, rec.Gap, rec.Clean
+		p.cursor.scanned, p.cursor.since, p.cursor.until, p.gap, p.clean = rec.Position, rec.Since, rec.Until, rec.Gap, rec.Clean
 	case same && rec.LastSeq > d.tip.seq:
 		w.log.Warn("the sealed stream lost messages it had acknowledged; sealing them again", "checkpoint", d.tip.seq, "recorded", rec.LastSeq)
 	}

@@ -23,6 +23,7 @@ type cursor struct {
 	previous  uint64 // the last message handed on; 0: none
 	timestamp int64  // of the message at previous, unix nanoseconds; 0: unknown
 	since     int64  // no message after scanned was stored before, give or take clocks; unix nanoseconds; 0: unknown
+	until     int64  // no message up to scanned was stored after; unix nanoseconds; 0: unknown
 }
 
 // sourceInfo asks for the source stream and checks that the route can relay it.
@@ -74,10 +75,12 @@ func checkSource(c *jetstream.StreamConfig, r *Route) error {
 }
 
 // checkIdentity makes sure that the stream is the one the cursor belongs to: the
-// same incarnation, not shorter, and with the same message where the cursor
-// stands. A stream restored from an older backup reuses sequences under the same
-// creation time, so all three are needed. That the message at the cursor is gone
-// is normal: released, or removed by limits.
+// same incarnation, not shorter, and with the same message where the last one was
+// sealed. A stream restored from an older backup reuses sequences under the same
+// creation time, so all three are needed; and where the cursor stands behind that
+// message, since later ones were parked, held or did not match, what is stored
+// there must not be younger than the cursor. That a message is gone is normal:
+// released, or removed by limits.
 func (w *worker) checkIdentity(ctx context.Context, info *jetstream.StreamInfo, created int64, c cursor) error {
 	name := w.route.Source.Stream
 	if got := info.Created.UnixNano(); got != created {
@@ -98,20 +101,34 @@ func (w *worker) checkIdentity(ctx context.Context, info *jetstream.StreamInfo, 
 		}
 		info.State, info.Cluster = again.State, again.Cluster
 	}
-	if c.previous == 0 || c.timestamp == 0 {
-		return nil
+	if c.previous > 0 && c.timestamp != 0 {
+		if at, err := w.storedAt(ctx, c.previous); err != nil {
+			return err
+		} else if at != 0 && at != c.timestamp {
+			return fmt.Errorf("%w: message %d of stream %s was stored %v, the one sealed %v", ErrSourceChanged, c.previous, name, time.Unix(0, at).UTC(), time.Unix(0, c.timestamp).UTC())
+		}
 	}
-	m, err := getFromLeader(ctx, w.route.Source.Conn, name, getRequest{Seq: c.previous})
-	if errors.Is(err, errNoMessage) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if m.time.UnixNano() != c.timestamp {
-		return fmt.Errorf("%w: message %d of stream %s was stored %v, the one sealed %v", ErrSourceChanged, c.previous, name, m.time.UTC(), time.Unix(0, c.timestamp).UTC())
+	if c.scanned > c.previous && c.until != 0 {
+		if at, err := w.storedAt(ctx, c.scanned); err != nil {
+			return err
+		} else if at > c.until {
+			return fmt.Errorf("%w: message %d of stream %s was stored %v, but the stream was read up to there by %v", ErrSourceChanged, c.scanned, name, time.Unix(0, at).UTC(), time.Unix(0, c.until).UTC())
+		}
 	}
 	return nil
+}
+
+// storedAt is when a message of the source was stored, unix nanoseconds; 0 if it
+// is gone.
+func (w *worker) storedAt(ctx context.Context, seq uint64) (int64, error) {
+	m, err := getFromLeader(ctx, w.route.Source.Conn, w.route.Source.Stream, getRequest{Seq: seq})
+	if errors.Is(err, errNoMessage) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return m.time.UnixNano(), nil
 }
 
 // trimmable reports whether limits may have removed messages after the cursor,
@@ -152,7 +169,7 @@ func (w *worker) checkGap(info *jetstream.StreamInfo, cur cursor) (uint64, curso
 	if err := w.reportGap(missing, cur.scanned+1, first-1); err != nil {
 		return 0, cur, err
 	}
-	cur.scanned = first - 1
+	cur.scanned, cur.until = first-1, 0
 	return missing, cur, nil
 }
 

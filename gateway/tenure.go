@@ -49,6 +49,7 @@ type tenure struct {
 	mu       sync.Mutex // guards what follows
 	ahead    ahead
 	since    int64  // see cursor; of ahead.scanned, or of a sequence before it
+	until    int64  // see cursor; of ahead.scanned
 	heldUpTo uint64 // last source message held, see releasable
 }
 
@@ -266,7 +267,8 @@ func (t *tenure) idle() {
 		to = min(to, end.After)
 	}
 	if to > t.cursor.scanned {
-		t.advance(to, time.Now().UnixNano())
+		now := time.Now()
+		t.advance(to, now.UnixNano(), now.Add(clockSlack).UnixNano())
 	}
 }
 
@@ -284,13 +286,13 @@ func (t *tenure) relay(ctx context.Context, items []item) (err error) {
 		return err
 	}
 	if t.holds != nil {
-		end := items[len(items)-1].seq
+		end := items[len(items)-1]
 		if items, err = t.divert(ctx, items, gaps); err != nil {
 			return err
 		}
 		defer func() {
 			if err == nil {
-				t.covered(end)
+				t.covered(end.seq, end.timestamp)
 			}
 		}()
 	}
@@ -439,7 +441,7 @@ func (t *tenure) reached() place {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ahead.published == at && t.ahead.scanned > p.cursor.scanned {
-		p.cursor.scanned, p.cursor.since, p.gap = t.ahead.scanned, t.since, t.ahead.gap
+		p.cursor.scanned, p.cursor.since, p.cursor.until, p.gap = t.ahead.scanned, t.since, t.until, t.ahead.gap
 	}
 	return p
 }
@@ -450,11 +452,11 @@ func (t *tenure) passed(it *item, gap uint64) {
 	t.gap += gap
 	t.handed = max(t.handed, it.seq)
 	if it.seq > t.cursor.scanned {
-		t.cursor.scanned, t.cursor.since = it.seq, it.timestamp
+		t.cursor.scanned, t.cursor.since, t.cursor.until = it.seq, it.timestamp, it.timestamp
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.ahead, t.since = ahead{t.published, t.cursor.scanned, t.gap, it.seq}, t.cursor.since
+	t.ahead, t.since, t.until = ahead{t.published, t.cursor.scanned, t.gap, it.seq}, t.cursor.since, t.cursor.until
 }
 
 // releasable is the source sequence up to which everything is sealed and

@@ -313,7 +313,7 @@ func (w *worker) attempt(ctx context.Context, retry *pause) error {
 	}
 	w.log.Info("relaying", "engine", kind.String(), "because", why, "chain", p.chain.String(), "after", p.cursor.scanned, "sealed_sequence", p.lastSeq)
 	w.board.update(func(s *RouteStats) { s.Engine, s.Position, s.SealedSequence = kind, p.cursor.scanned, p.lastSeq })
-	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry, parking: parking, holds: h, marks: marks}
+	t := &tenure{w: w, place: *p, cursor: p.cursor, since: p.cursor.since, until: p.cursor.until, gap: p.gap, published: p.lastSeq, handed: p.cursor.scanned, retry: retry, parking: parking, holds: h, marks: marks}
 	if h != nil {
 		t.heldUpTo = p.cursor.scanned
 	}
