@@ -43,6 +43,10 @@ type RelayConfig struct {
 	Rate int
 	// LatencyTime is how long, for each relay. 0: 5 s; negative: not at all.
 	LatencyTime time.Duration
+	// Profiles is a directory, made if it is not there, that gets a CPU profile of
+	// each process for each round and way that counts: <way>-<process>-<round>.pprof.
+	// Profiling costs a little itself. Empty: none.
+	Profiles string
 	// Progress is told how many of all parts are done. Optional.
 	Progress func(done, of int)
 }
@@ -116,6 +120,14 @@ func (w relayWay) String() string { return wayNames[w] }
 func Relay(ctx context.Context, cfg RelayConfig) (report *RelayReport, err error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
+	}
+	if cfg.Profiles != "" {
+		if cfg.Profiles, err = filepath.Abs(cfg.Profiles); err == nil {
+			err = os.MkdirAll(cfg.Profiles, 0o700)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("making directory: %w", err)
+		}
 	}
 	dir, err := os.MkdirTemp("", "keyweir-relay-")
 	if err != nil {
@@ -246,7 +258,7 @@ func (b *relayBench) run(ctx context.Context) (*RelayReport, error) {
 	for round := range b.Rounds + 1 {
 		for i := range ways {
 			way := relayWay((round + i) % ways)
-			t, err := b.turn(ctx, way)
+			t, err := b.turn(ctx, way, round)
 			if err != nil {
 				return nil, fmt.Errorf("round %d, %v: %w", round, way, err)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -117,8 +118,32 @@ func (b *relayBench) used(ctx context.Context) (server, gateway time.Duration, e
 	return server, gateway, err
 }
 
+// profile has the processes write profiles from now on, until it is called with way
+// "".
+func (b *relayBench) profile(ctx context.Context, way string, round int) error {
+	if b.Profiles == "" || round == 0 {
+		return nil
+	}
+	for _, w := range []*workerProcess{b.server, b.gateway} {
+		file := ""
+		if way != "" {
+			file = filepath.Join(b.Profiles, fmt.Sprintf("%s-%s-%d.pprof", way, w.name, round))
+		}
+		if _, err := w.ask(ctx, &workerOrder{Op: opProfile, File: file}); err != nil {
+			return err
+		}
+		if b.Embedded {
+			break
+		}
+	}
+	return nil
+}
+
 // turn relays everything once.
-func (b *relayBench) turn(ctx context.Context, way relayWay) (t turn, err error) {
+func (b *relayBench) turn(ctx context.Context, way relayWay, round int) (t turn, err error) {
+	if err := b.profile(ctx, way.String(), round); err != nil {
+		return t, err
+	}
 	server, gateway, err := b.used(ctx)
 	if err != nil {
 		return t, err
@@ -135,13 +160,24 @@ func (b *relayBench) turn(ctx context.Context, way relayWay) (t turn, err error)
 	}
 	t.server -= server
 	t.gateway -= gateway
+	if err := b.profile(ctx, "", round); err != nil {
+		return t, err
+	}
 	return t, end()
 }
+
+// How often follow asks. A question costs the server as much as ten messages, and
+// the slower a relay is, the more of them there are.
+const (
+	followLeast = 2 * time.Millisecond // for each stream
+	followMost  = 50 * time.Millisecond
+)
 
 // follow waits for all messages and returns how many came in a second, from the
 // first tenth on: what comes before is the start of a relay.
 func (b *relayBench) follow(ctx context.Context, streams []string) (float64, error) {
-	tick := time.NewTicker(time.Duration(5*len(streams)) * time.Millisecond)
+	least := followLeast * time.Duration(len(streams))
+	tick := time.NewTimer(least)
 	defer tick.Stop()
 	begin, first := time.Now(), 0
 	moved, seen := begin, 0
@@ -166,6 +202,11 @@ func (b *relayBench) follow(ctx context.Context, streams []string) (float64, err
 		} else if now.Sub(moved) > chaosPatience {
 			return 0, fmt.Errorf("nothing came for %v after message %d\n%s", chaosPatience, n, b.gateway.tail())
 		}
+		wait := followMost / 4
+		if first > 0 && n > first { // half of the time that is left, as it looks
+			wait = time.Duration(float64(now.Sub(begin)) * float64(b.Messages-n) / float64(n-first) / 2)
+		}
+		tick.Reset(max(least, min(wait, followMost)))
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"runtime/pprof"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -20,13 +22,15 @@ type workerOrder struct {
 	Op     string       `json:"op"`
 	Server *serverOrder `json:"server,omitempty"` // start: run this server
 	Relay  *relayOrder  `json:"relay,omitempty"`  // relay: begin
+	File   string       `json:"file,omitempty"`   // profile: where it goes; "" ends it
 }
 
 const (
-	opStart = "start" // runs a server, answered when it accepts connections
-	opUsage = "usage" // answered with what the process has used so far
-	opRelay = "relay" // begins to relay
-	opStop  = "stop"  // ends it, answered with the engine that was used
+	opStart   = "start"   // runs a server, answered when it accepts connections
+	opUsage   = "usage"   // answered with what the process has used so far
+	opRelay   = "relay"   // begins to relay
+	opStop    = "stop"    // ends it, answered with the engine that was used
+	opProfile = "profile" // begins or ends a profile of the process's CPU time
 )
 
 // serverOrder is a nats-server on the loopback interface.
@@ -75,6 +79,7 @@ type benchWorker struct {
 	server         *embednats.Server
 	source, sealed *nats.Conn
 	relay          *workerRelay
+	profile        *os.File // being written; nil: none
 }
 
 func (w *benchWorker) do(ctx context.Context, o *workerOrder) (a workerAnswer, err error) {
@@ -90,6 +95,8 @@ func (w *benchWorker) do(ctx context.Context, o *workerOrder) (a workerAnswer, e
 		}
 		w.relay, err = startRelay(ctx, o.Relay, w)
 		return a, err
+	case opProfile:
+		return a, w.profileTo(o.File)
 	case opStop:
 		if w.relay == nil {
 			return a, errors.New("stopping: no relay")
@@ -99,6 +106,30 @@ func (w *benchWorker) do(ctx context.Context, o *workerOrder) (a workerAnswer, e
 		return a, err
 	}
 	return a, fmt.Errorf("unknown order %q", o.Op)
+}
+
+// profileTo ends the profile that is being written, if any, and begins one in file.
+func (w *benchWorker) profileTo(file string) error {
+	if w.profile != nil {
+		pprof.StopCPUProfile()
+		err := w.profile.Close()
+		w.profile = nil
+		if err != nil {
+			return fmt.Errorf("ending profile: %w", err)
+		}
+	}
+	if file == "" {
+		return nil
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("creating profile: %w", err)
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return errors.Join(fmt.Errorf("beginning profile: %w", err), f.Close())
+	}
+	w.profile = f
+	return nil
 }
 
 // start runs the server.
@@ -131,7 +162,7 @@ func (w *benchWorker) connect(url string) (err error) {
 }
 
 func (w *benchWorker) close() error {
-	var errs []error
+	errs := []error{w.profileTo("")}
 	if w.relay != nil {
 		_, err := w.relay.stop()
 		errs = append(errs, err)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -12,9 +14,13 @@ import (
 // A worker answers every order, refuses what is not the benchmark's, and ends with
 // its input.
 func TestWorker(t *testing.T) {
+	dir := t.TempDir()
 	server := `{"op":"start","server":{"Name":"t","Listen":"127.0.0.1:0","Store":"` + t.TempDir() + `"}}`
 	tests := []struct{ name, order, want string }{
 		{"usage", `{"op":"usage"}`, ""},
+		{"profile", `{"op":"profile","file":"` + filepath.Join(dir, "p") + `"}`, ""},
+		{"profile ends", `{"op":"profile"}`, ""},
+		{"profile over another", `{"op":"profile","file":"` + filepath.Join(dir, "p") + `"}`, "creating profile"},
 		{"unknown", `{"op":"dance"}`, `unknown order "dance"`},
 		{"no server", `{"op":"start"}`, "no server"},
 		{"nothing to stop", `{"op":"stop"}`, "no relay"},
@@ -49,5 +55,8 @@ func TestWorker(t *testing.T) {
 	}
 	if err := Worker(t.Context(), strings.NewReader("{"), io.Discard, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("Worker = nil for broken orders")
+	}
+	if info, err := os.Stat(filepath.Join(dir, "p")); err != nil || info.Size() == 0 {
+		t.Errorf("the profile is empty or missing: %v", err)
 	}
 }

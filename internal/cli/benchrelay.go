@@ -65,6 +65,7 @@ time each was due to be published until a reader of the copy has it.`,
 	fs.BoolVar(&cfg.Embedded, "embedded", false, "run the server in the gateway's process")
 	fs.IntVar(&cfg.Rate, "rate", 0, "messages per second while latencies are measured (default: 5000, or a quarter of what the slowest relays)")
 	fs.DurationVar(&cfg.LatencyTime, "latency-time", 0, "how long latencies are measured, of each (default 5s; negative: not at all)")
+	fs.StringVar(&cfg.Profiles, "profile", "", "put CPU profiles of server and gateway, of each round, into this directory")
 	fs.BoolVar(&asJSON, "json", false, "print an object")
 	return cmd
 }
