@@ -37,7 +37,7 @@ func (e *asyncEngine) publish(ctx context.Context, m *outgoing) error {
 	}
 	seq := e.enter(m)
 	e.mu.Unlock()
-	e.msg.Header[jetstream.ExpectedLastSeqHeader][0] = strconv.FormatUint(seq-1, 10)
+	e.msg.follows[0] = strconv.FormatUint(seq-1, 10)
 	err := e.msg.send(e.nc, m.subject, m.data, e.signer.header(seq, m.source, m.previous, m.timestamp), m.clear)
 	if err != nil {
 		e.fail(err)

@@ -31,14 +31,18 @@ type durableEngine struct {
 	patience,
 	pause time.Duration // for refusals that pass
 
-	msg     message // belongs to the sender
-	inbox   string
-	attempt uint64
-	answers chan *nats.Msg
-	marks   *marker         // of the sender, once it runs; nil: the stream is nobody else's
-	ctx     context.Context // of the requests for marks; ends with close
-	cancel  context.CancelFunc
-	kick    chan struct{} // capacity 1: the sender shall look again
+	// Of the sender: one alone, or the first of a batch, and the rest of it; the batch
+	// and the number in it, in the headers of both.
+	first, rest message
+	id, number  []string
+	numbers     []string
+	inbox       string
+	attempt     uint64
+	answers     chan *nats.Msg
+	marks       *marker         // of the sender, once it runs; nil: the stream is nobody else's
+	ctx         context.Context // of the requests for marks; ends with close
+	cancel      context.CancelFunc
+	kick        chan struct{} // capacity 1: the sender shall look again
 
 	// Guarded by mu, like the ledger.
 	fill  *batch
@@ -82,9 +86,11 @@ func (b *batch) reset() {
 func newDurable(cfg engineConfig, limits batchLimits) (*durableEngine, error) {
 	e := &durableEngine{
 		stream: cfg.stream, signer: cfg.signer, limits: limits, patience: cfg.ackTimeout / 2, pause: 20 * time.Millisecond,
-		msg: newMessage(&cfg), inbox: cfg.nc.NewInbox(),
+		first: newMessage(&cfg), rest: newRest(&cfg), id: []string{""}, number: []string{""}, inbox: cfg.nc.NewInbox(),
 		answers: make(chan *nats.Msg, 16), kick: make(chan struct{}, 1), fill: &batch{},
 	}
+	delete(e.rest.Header, jetstream.ExpectedLastSeqHeader) // the first says it for all
+	e.rest.Header[headerBatchID], e.rest.Header[headerBatchSeq] = e.id, e.number
 	e.withMarks(cfg.marks)
 	e.init(&cfg, 2*limits.count) // one batch fills, one is in flight
 	e.ready, e.stored = e.fits, cfg.lastSeq
@@ -245,51 +251,66 @@ func (e *durableEngine) deliver(b *batch) error {
 	return nil
 }
 
-// commit publishes n messages of b and waits for the answer. One message goes
-// alone, without a batch, which costs the server less.
+// commit publishes n messages of b and waits for the answer.
 func (e *durableEngine) commit(b *batch, at, n int) error {
 	if e.marks != nil {
 		return e.commitMarked(b, at, n)
 	}
+	attempt, id, err := e.send(b, at, n)
+	if err != nil {
+		return err
+	}
+	_, err = e.answer(attempt, id, b.base+uint64(at+n), uint64(n))
+	return err
+}
+
+// send publishes n messages of b. One message goes alone, without a batch, which
+// costs the server less. Answers come to subjects that begin with attempt.
+func (e *durableEngine) send(b *batch, at, n int) (attempt, id string, err error) {
 	e.attempt++
-	attempt := e.inbox + "." + strconv.FormatUint(e.attempt, 10)
-	base := b.base + uint64(at)
-	h := e.msg.Header
-	id := ""
+	attempt = e.inbox + "." + strconv.FormatUint(e.attempt, 10)
 	if n > 1 {
 		id = rand.Text()
-		h[headerBatchID], h[headerBatchSeq] = []string{id}, []string{""}
+		e.first.Header[headerBatchID], e.first.Header[headerBatchSeq] = e.id, e.number
+	} else {
+		delete(e.first.Header, headerBatchID)
+		delete(e.first.Header, headerBatchSeq)
 	}
-	defer func() {
-		delete(h, headerBatchID)
-		delete(h, headerBatchSeq)
-		delete(h, headerBatchCommit)
-	}()
-	h[jetstream.ExpectedLastSeqHeader] = []string{strconv.FormatUint(base, 10)}
+	e.id[0] = id
+	e.first.follows[0] = strconv.FormatUint(b.base+uint64(at), 10)
+	delete(e.rest.Header, headerBatchCommit)
 	for i := range n {
-		e.msg.Reply = ""
-		if id != "" {
-			h[headerBatchSeq][0] = strconv.Itoa(i + 1)
+		msg := &e.rest
+		if i == 0 {
+			msg = &e.first
 		}
+		msg.Reply = ""
+		e.number[0] = e.decimal(i + 1)
 		switch {
 		case i == n-1:
-			e.msg.Reply = attempt + ".commit"
+			msg.Reply = attempt + ".commit"
 			if id != "" {
-				h[headerBatchCommit] = []string{"1"}
+				msg.Header[headerBatchCommit] = commits
 			}
 		case i == 0:
-			e.msg.Reply = attempt + ".first" // says why, if the server takes no batch
-		}
-		if i == 1 {
-			delete(h, jetstream.ExpectedLastSeqHeader)
+			msg.Reply = attempt + ".first" // says why, if the server takes no batch
 		}
 		m := &b.entries[at+i]
-		if err := e.msg.send(e.nc, m.subject, b.data[m.from:m.to], m.position, m.clear); err != nil {
-			return err
+		if err := msg.send(e.nc, m.subject, b.data[m.from:m.to], m.position, m.clear); err != nil {
+			return "", "", err
 		}
 	}
-	_, err := e.answer(attempt, id, base+uint64(n), uint64(n))
-	return err
+	return attempt, id, nil
+}
+
+var commits = []string{"1"}
+
+// decimal is n in decimal, for numbers that come in every batch.
+func (e *durableEngine) decimal(n int) string {
+	for len(e.numbers) < n {
+		e.numbers = append(e.numbers, strconv.Itoa(len(e.numbers)+1))
+	}
+	return e.numbers[n-1]
 }
 
 // answer waits for what the server says to a commit: the sequence of its last

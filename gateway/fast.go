@@ -36,7 +36,8 @@ import (
 type fastEngine struct {
 	ledger
 	signer *signer
-	msg    message
+	first  message // of a batch
+	rest   message
 	inbox  string
 	id     string // of all batches of this engine
 	flow   uint64 // the server acknowledges after so many messages, or fewer
@@ -74,7 +75,7 @@ const (
 
 func newFast(cfg engineConfig) (*fastEngine, error) {
 	e := &fastEngine{
-		signer: cfg.signer, msg: newMessage(&cfg), inbox: cfg.nc.NewInbox(), id: rand.Text(),
+		signer: cfg.signer, first: newMessage(&cfg), rest: newRest(&cfg), inbox: cfg.nc.NewInbox(), id: rand.Text(),
 		flow: uint64(min(max(cfg.window/4, 1), maxFlow)), quiet: fastQuiet,
 	}
 	e.init(&cfg, cfg.window)
@@ -93,9 +94,9 @@ func (e *fastEngine) publish(ctx context.Context, m *outgoing) error {
 	}
 	unacked := e.next-1 > e.last.sealed
 	seq := e.enter(m)
-	op := fastAdd
+	op, msg := fastAdd, &e.rest
 	if e.sent == 0 {
-		op = fastStart
+		op, msg = fastStart, &e.first
 		e.number++
 		e.base = seq - 1
 		e.reply = e.inbox + "." + e.id + "-" + strconv.FormatUint(e.number, 10) + "." + strconv.FormatUint(e.flow, 10) + ".fail."
@@ -117,9 +118,9 @@ func (e *fastEngine) publish(ctx context.Context, m *outgoing) error {
 	e.sending.Lock()
 	e.mu.Unlock()
 
-	e.msg.Reply = reply
-	e.msg.Header[jetstream.ExpectedLastSeqHeader][0] = strconv.FormatUint(seq-1, 10)
-	err := e.msg.send(e.nc, m.subject, m.data, e.signer.header(seq, m.source, m.previous, m.timestamp), m.clear)
+	msg.Reply = reply
+	msg.follows[0] = strconv.FormatUint(seq-1, 10)
+	err := msg.send(e.nc, m.subject, m.data, e.signer.header(seq, m.source, m.previous, m.timestamp), m.clear)
 	e.sending.Unlock()
 	if err != nil {
 		e.fail(err)

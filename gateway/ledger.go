@@ -226,29 +226,45 @@ func (l *ledger) settle(ctx context.Context, open func() bool) error {
 
 // message is a nats.Msg that is filled again and again: the connection copies what
 // it publishes.
-type message struct{ nats.Msg }
+type message struct {
+	nats.Msg
+	position []string // the value of HeaderSource, in Header
+	follows  []string // of ExpectedLastSeqHeader, in Header
+}
 
+// newMessage makes a message with the headers that all engines set.
 func newMessage(cfg *engineConfig) message {
-	h := nats.Header{
-		HeaderVersion: {"1"}, HeaderSource: {""},
-		jetstream.ExpectedStreamHeader: {cfg.stream}, jetstream.ExpectedLastSeqHeader: {""},
+	m := newRest(cfg)
+	m.Header[jetstream.ExpectedStreamHeader] = []string{cfg.stream}
+	return m
+}
+
+// newRest makes the same for all messages of a batch but the first, which do not
+// name the stream. A batch belongs to the stream that took its first message. Had
+// another stream got the subject of a later one meanwhile, that message would be
+// missing in the batch, which is then refused, or ends there. The server looks for
+// some twenty headers in every message, through all that it has, so each one costs.
+func newRest(cfg *engineConfig) message {
+	m := message{position: []string{""}, follows: []string{""}}
+	m.Header = nats.Header{HeaderSource: m.position, jetstream.ExpectedLastSeqHeader: m.follows}
+	if !cfg.plain {
+		m.Header[HeaderVersion] = []string{"1"}
 	}
-	if cfg.plain {
-		delete(h, HeaderVersion)
-	}
-	return message{nats.Msg{Header: h}}
+	return m
 }
 
 // send publishes with more headers, which it takes out again.
 func (m *message) send(nc *nats.Conn, subject string, data []byte, position string, more nats.Header) error {
 	m.Subject, m.Data = subject, data
-	m.Header[HeaderSource][0] = position
+	m.position[0] = position
 	for name, values := range more {
 		m.Header[name] = values
 	}
 	err := nc.PublishMsg(&m.Msg)
-	for name := range more {
-		delete(m.Header, name)
+	if len(more) > 0 {
+		for name := range more {
+			delete(m.Header, name)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("publishing: %w", err)

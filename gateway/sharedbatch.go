@@ -19,7 +19,7 @@ func (e *durableEngine) commitMarked(b *batch, at, n int) error {
 	e.attempt++
 	attempt := e.inbox + "." + strconv.FormatUint(e.attempt, 10)
 	id := rand.Text()
-	h := e.msg.Header
+	h := e.first.Header
 	h[headerBatchID], h[headerBatchSeq] = []string{id}, []string{""}
 	defer func() {
 		delete(h, headerBatchID)
@@ -31,12 +31,12 @@ func (e *durableEngine) commitMarked(b *batch, at, n int) error {
 	e.mu.Unlock()
 	for i := range n {
 		h[headerBatchSeq][0] = strconv.Itoa(i + 1)
-		e.msg.Reply = ""
+		e.first.Reply = ""
 		if i == 0 {
-			e.msg.Reply = attempt + ".first" // says why, if the server takes no batch
+			e.first.Reply = attempt + ".first" // says why, if the server takes no batch
 		}
 		m := &b.entries[at+i]
-		if err := e.msg.send(e.nc, m.subject, b.data[m.from:m.to], m.position, m.clear); err != nil {
+		if err := e.first.send(e.nc, m.subject, b.data[m.from:m.to], m.position, m.clear); err != nil {
 			return err
 		}
 	}
@@ -131,7 +131,7 @@ func (e *durableEngine) withMarks(m *marker) {
 	}
 	e.marks = m
 	e.limits.count = min(e.limits.count, maxAtomic-1) // and the checkpoint
-	delete(e.msg.Header, jetstream.ExpectedLastSeqHeader)
+	delete(e.first.Header, jetstream.ExpectedLastSeqHeader)
 }
 
 // maxAtomic is how many messages an atomic batch may have.
