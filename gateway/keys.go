@@ -53,6 +53,7 @@ type subjectKey struct {
 	scope  string
 	err    error // the subject has no scope
 	key    *scopeKey
+	seen   uint64 // the last batch whose preparation looked at it
 }
 
 // keyring holds the sessions of one worker. It belongs to the worker's
@@ -70,6 +71,7 @@ type keyring struct {
 	rulesAt  time.Time
 	subjects map[string]*subjectKey
 	scopes   *simplelru.LRU[string, *scopeKey]
+	batches  uint64 // prepared so far
 
 	refused map[string]error // by scope: what the service said to prepare's last question
 
@@ -162,23 +164,27 @@ func (k *keyring) prepare(ctx context.Context, items []item) (int, error) {
 	}
 	k.collect()
 	k.refused = nil
+	k.batches++
 	now := time.Now()
 	if now.Sub(k.rulesAt) > rulesTTL && !k.refreshing && now.After(k.retryAt) {
 		k.refresh(ctx, nil, true)
 	}
 	var missing map[string]string // scope: subject
 	var due map[string]string
+	whole := true // every item has a scope
 	for i := range items {
 		s := k.subject(items[i].msg.Subject)
+		if s.seen == k.batches {
+			continue // looked at with an item before it
+		}
 		if s.err != nil {
 			if s = k.rescope(ctx, items[i].msg.Subject); s.err != nil {
-				items = items[:i+1]
+				items, whole = items[:i+1], false
 				break
 			}
 		}
-		if s.key == nil || s.key.session == nil || s.key.scope != s.scope {
-			s.key, _ = k.scopes.Get(s.scope)
-		}
+		s.seen = k.batches
+		s.key, _ = k.scopes.Get(s.scope)
 		switch {
 		case s.key == nil || !s.key.usable(now) && !s.key.swap(k.config, now):
 			if missing == nil {
@@ -198,6 +204,9 @@ func (k *keyring) prepare(ctx context.Context, items []item) (int, error) {
 	}
 	if len(due) > 0 && !k.refreshing && now.After(k.retryAt) {
 		k.refresh(ctx, due, false)
+	}
+	if whole && len(missing) == 0 {
+		return len(items), nil
 	}
 	now = time.Now()
 	for i := range items {
