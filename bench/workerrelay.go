@@ -78,6 +78,9 @@ func startRelay(ctx context.Context, o *relayOrder, w *benchWorker) (*workerRela
 	if err != nil {
 		return nil, err
 	}
+	if w.server == nil { // whose streams may be in memory
+		gateway.TuneGC() // like the gateway command
+	}
 	if err := w.connect(o.URL); err != nil {
 		return nil, err
 	}

@@ -68,6 +68,7 @@ partitions: on every instance, and with the partitions as they were.`,
 func runGateway(ctx context.Context, u *ui, path string, f *config.File, resume resumeFrom, drain []string, instance string) (err error) {
 	signals, unhook := hangups()
 	defer unhook()
+	gateway.TuneGC()
 	if err := noCoreDumps(); err != nil {
 		return err
 	}
