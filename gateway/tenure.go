@@ -144,11 +144,13 @@ func (t *tenure) run(ctx context.Context, d *destination, kind Engine, info *jet
 	} else if !stops(err) || errors.Is(err, ErrSourceGap) {
 		err = ferr
 	}
-	if eng.err() == nil {
-		err = w.contested(after, err, t.published)
-	}
+	healthy, last := eng.err() == nil, t.published
 	if t.marks != nil {
 		eng.close() // nothing leaves from here on, so that the record can say what there is
+		last = t.marks.follows
+	}
+	if healthy {
+		err = w.contested(after, err, last)
 	}
 	close(stop)
 	<-stopped
