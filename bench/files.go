@@ -33,6 +33,7 @@ type plan struct {
 	// deniedPath. Nil: that file is not written, and the route does not hold.
 	denied []int
 	period time.Duration // a data key may be used for; 0: the default
+	stale  time.Duration // and how much longer without its authority, if period is set; 0: the default
 
 	shared bool
 }
@@ -84,6 +85,9 @@ func (l *launcher) writeFiles(ctx context.Context, p plan) error {
 	}
 	if p.period > 0 {
 		period = fmt.Sprintf(", reuse: %v, lease: %v", p.period, p.period)
+		if p.stale > 0 {
+			period += fmt.Sprintf(", stale: {seal: %v, open: %v}", p.stale, p.stale)
+		}
 	}
 	text := strings.NewReplacer(
 		"SUBJECTS", subjects, "HOLDS", hold, "HOLDRULE", rule, "PERIOD", period, "TOPICS", topicRule,

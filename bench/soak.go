@@ -81,8 +81,12 @@ var soakTopics = topics{subjects: soakSubjects, scopes: soakSubjects, partitions
 const (
 	soakSubjects = 64
 	soakBytes    = "256MiB"
-	soakAhead    = 20_000
-	soakSamples  = 120
+	// soakPeriod is how long a data key seals, half as long as it is kept. With the
+	// hours of the default, caches would fill for as long as a soak takes, and hide
+	// what leaks.
+	soakPeriod  = time.Minute
+	soakAhead   = 20_000
+	soakSamples = 120
 )
 
 // Soak runs a nats-server, a key service and two gateways as real processes, finds
@@ -170,7 +174,7 @@ func (s *soak) start(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
-	if err := s.launcher.writeFiles(ctx, plan{url: s.servers.url(), engine: s.Engine, replicas: 1, topics: soakTopics, maxBytes: soakBytes}); err != nil {
+	if err := s.launcher.writeFiles(ctx, plan{url: s.servers.url(), engine: s.Engine, replicas: 1, topics: soakTopics, maxBytes: soakBytes, period: soakPeriod, stale: 2 * soakPeriod}); err != nil {
 		return err
 	}
 	s.fleet = newFleet(s.launcher, s.js, 1)
