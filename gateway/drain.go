@@ -69,7 +69,7 @@ func (t *tenure) end(ctx context.Context) error {
 		if missing > 0 {
 			t.gap += min(missing, end-t.cursor.scanned)
 		}
-		t.advance(end, cur.since, 0)
+		t.advance(end, cur.since)
 	}
 	if err := t.outlast(ctx); err != nil {
 		return err
@@ -105,9 +105,9 @@ func (t *tenure) outlast(ctx context.Context) error {
 
 // advance notes that nothing matches up to some sequence, so that messages of
 // others that expire later are not taken for lost ones.
-func (t *tenure) advance(to uint64, since, until int64) {
-	t.cursor.scanned, t.cursor.since, t.cursor.until = to, since, until
+func (t *tenure) advance(to uint64, since int64) {
+	t.cursor.scanned, t.cursor.since, t.cursor.until = to, since, 0
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.ahead, t.since, t.until = ahead{t.published, to, t.gap, t.ahead.parked}, since, until
+	t.ahead, t.since, t.until = ahead{t.published, to, t.gap, t.ahead.parked}, since, 0
 }

@@ -168,7 +168,7 @@ func (w *worker) firstPlace(ctx context.Context, d *destination, info *jetstream
 	}
 	var err error
 	p.cursor.scanned, err = w.start(ctx, info)
-	p.cursor.since, p.cursor.until = sinceOf(info, p.cursor.scanned), time.Now().Add(clockSlack).UnixNano()
+	p.cursor.since = sinceOf(info, p.cursor.scanned)
 	return p, err
 }
 

@@ -23,7 +23,7 @@ type cursor struct {
 	previous  uint64 // the last message handed on; 0: none
 	timestamp int64  // of the message at previous, unix nanoseconds; 0: unknown
 	since     int64  // no message after scanned was stored before, give or take clocks; unix nanoseconds; 0: unknown
-	until     int64  // no message up to scanned was stored after; unix nanoseconds; 0: unknown
+	until     int64  // no message up to scanned was stored after; unix nanoseconds, by the server's clock; 0: unknown
 }
 
 // sourceInfo asks for the source stream and checks that the route can relay it.
@@ -78,9 +78,10 @@ func checkSource(c *jetstream.StreamConfig, r *Route) error {
 // same incarnation, not shorter, and with the same message where the last one was
 // sealed. A stream restored from an older backup reuses sequences under the same
 // creation time, so all three are needed; and where the cursor stands behind that
-// message, since later ones were parked, held or did not match, what is stored
-// there must not be younger than the cursor. That a message is gone is normal:
-// released, or removed by limits.
+// message, since later ones were parked or held, what is stored there must not be
+// younger than they were. Where later ones did not match, only our clock could say
+// how old they may be, and a route must not stop because clocks differ. That a
+// message is gone is normal: released, or removed by limits.
 func (w *worker) checkIdentity(ctx context.Context, info *jetstream.StreamInfo, created int64, c cursor) error {
 	name := w.route.Source.Stream
 	if got := info.Created.UnixNano(); got != created {

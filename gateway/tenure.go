@@ -269,8 +269,7 @@ func (t *tenure) idle() {
 		to = min(to, end.After)
 	}
 	if to > t.cursor.scanned {
-		now := time.Now()
-		t.advance(to, now.UnixNano(), now.Add(clockSlack).UnixNano())
+		t.advance(to, time.Now().UnixNano())
 	}
 }
 
